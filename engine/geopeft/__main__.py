@@ -1,0 +1,212 @@
+"""The command line: `run JOB.json` and `worker` speak events, the other commands are the jobs for people."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from geopeft import PROTOCOL, __version__
+from geopeft.errors import Canceled, DeviceError, GeopeftError
+from geopeft.events import Reporter, terminal_reporter
+from geopeft.job import JOB_TYPES, AnyJob, Job, load, parse
+
+# The module that runs each job: `run(job, reporter) -> outputs`.
+JOBS = {
+    "fit": "geopeft.fit",
+    "predict": "geopeft.predict",
+    "evaluate": "geopeft.evaluate",
+    "export": "geopeft.export",
+    "inspect": "geopeft.package",
+    "models": "geopeft.models.registry",
+    "probe": "geopeft.probe",
+    "schema": "geopeft.schema",
+}
+PRINTED = ("inspect", "models", "probe", "schema")
+EXIT_FAILED, EXIT_CANCELED = 1, 3
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    if arguments.command == "run":
+        return _run_file(Path(arguments.job_file), _claim_stdout())
+    if arguments.command == "worker":
+        return _work(_claim_stdout())
+    return _run_command(arguments)
+
+
+def execute(job: AnyJob, reporter: Reporter) -> int:
+    """Runs a job and reports exactly one terminal event; returns the exit code."""
+    run: Callable[[Job, Reporter], dict[str, Any]]
+    try:
+        run = importlib.import_module(JOBS[job.job]).run
+        outputs = run(job, reporter)
+        reporter.completed(outputs)
+    except Canceled:
+        return _tell(reporter.canceled, EXIT_CANCELED)
+    except GeopeftError as error:
+        traceback.print_exc(file=sys.stderr) if reporter.keeps_log else None
+        return _tell(lambda: reporter.failed(error), EXIT_FAILED)
+    except MemoryError:
+        return _tell(lambda: reporter.failed(_out_of_memory()), EXIT_FAILED)
+    except Exception as error:
+        return _tell(lambda: reporter.failed(_unexpected(error, reporter)), EXIT_FAILED)
+    if job.job in PRINTED and not reporter.keeps_log:
+        print(json.dumps(outputs, indent=2, ensure_ascii=False))
+    return 0
+
+
+def _unexpected(error: Exception, reporter: Reporter) -> GeopeftError:
+    if "out of memory" in str(error).lower():
+        return _out_of_memory()
+    traceback.print_exc(file=sys.stderr)
+    where = "engine.log beside the job" if reporter.keeps_log else "the lines above"
+    return GeopeftError(
+        f"The engine met an error that it does not know ({type(error).__name__}: {error}).",
+        f"The details are in {where}; please report them.",
+    )
+
+
+def _out_of_memory() -> DeviceError:
+    return DeviceError(
+        "There is not enough memory for this job.",
+        "Close other programs, choose a smaller backbone, or set the device to cpu.",
+        "OUT_OF_MEMORY",
+    )
+
+
+def _tell(say: Callable[[], None], code: int) -> int:
+    """The last event. When nobody listens any more there is nobody to tell."""
+    try:
+        say()
+    except Canceled:
+        return EXIT_CANCELED
+    return code
+
+
+def _run_file(path: Path, events: IO[str]) -> int:
+    _watch_parent(path.parent)
+    return _execute_file(path, events)
+
+
+def _execute_file(path: Path, events: IO[str]) -> int:
+    reporter = Reporter(events, folder=path.parent)
+    try:
+        job = load(path)
+    except GeopeftError as error:
+        return _tell(lambda: reporter.failed(error), EXIT_FAILED)
+    reporter.emit("started", protocol=PROTOCOL, engine=__version__, device=getattr(job, "device", "cpu"))
+    return execute(job, reporter)
+
+
+def _work(events: IO[str]) -> int:
+    """The warm loop: one job path a line on stdin; the end of stdin ends it."""
+    for module in ("torch", "timm", "rasterio", "geopeft.fit", "geopeft.predict"):
+        importlib.import_module(module)
+    _watch_parent(None)
+    Reporter(events).emit("ready", protocol=PROTOCOL, engine=__version__)
+    for line in sys.stdin:
+        if line.strip():
+            _execute_file(Path(line.strip()), events)
+    return 0
+
+
+def _claim_stdout() -> IO[str]:
+    """Reserves stdout for events: what a library prints from here on lands on stderr."""
+    events = os.fdopen(os.dup(1), "w", encoding="utf-8", newline="\n")
+    os.dup2(2, 1)
+    return events
+
+
+def _watch_parent(folder: Path | None) -> None:
+    """Ends this process and its children when the process that started it is gone.
+
+    The parent's id changes when it dies (it becomes the id of a reaper). Windows keeps the id, so there the plugin
+    ends the tree itself; a broken stdout ends the job on every system.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while True:
+            time.sleep(0.5)
+            if os.getppid() != parent:
+                if hasattr(os, "killpg") and os.getpgid(0) == os.getpid():
+                    os.killpg(0, 9)
+                os._exit(EXIT_CANCELED)
+
+    if os.name == "posix":
+        threading.Thread(target=watch, daemon=True, name="parent watch").start()
+
+
+def _run_command(arguments: argparse.Namespace) -> int:
+    """A job given as options. `--events` sends the JSON lines to stdout, else people read stderr."""
+    values = {k: v for k, v in vars(arguments).items() if k not in ("command", "events") and v is not None}
+    reporter = Reporter(_claim_stdout()) if arguments.events else terminal_reporter()
+    try:
+        job = parse({"job": arguments.command, **values})
+    except GeopeftError as error:
+        return _tell(lambda: reporter.failed(error), EXIT_FAILED)
+    try:
+        return execute(job, reporter)
+    except KeyboardInterrupt:
+        return _tell(reporter.canceled, EXIT_CANCELED)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="geopeft", description="Fine-tune geospatial foundation models, map rasters.")
+    parser.add_argument("--version", action="version", version=f"geopeft {__version__}, protocol {PROTOCOL}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="run a job file; events on stdout")
+    run.add_argument("job_file")
+    commands.add_parser("worker", help="run job files named on stdin; events on stdout")
+    for name, kind in JOB_TYPES.items():
+        command = commands.add_parser(name, help=kind.help, description=kind.__doc__)
+        command.add_argument("--events", action="store_true", help="events as JSON lines on stdout")
+        for field_name in kind.model_fields:
+            if field_name not in ("job", "protocol"):
+                _add_field(command, kind, field_name)
+    return parser
+
+
+def _add_field(command: argparse.ArgumentParser, kind: type[Job], name: str) -> None:
+    """One option from one field; its type decides how it is read."""
+    field = kind.model_fields[name]
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    annotation: Any = field.annotation
+    if name == "classes":
+        return
+    options: dict[str, Any] = {"help": (field.description or "").replace("%", "%%")}
+    many = typing.get_origin(annotation) is tuple
+    if annotation is bool:
+        options["action"] = argparse.BooleanOptionalAction
+        options["default"] = None
+    elif typing.get_origin(annotation) is typing.Literal:
+        options["choices"] = typing.get_args(annotation)
+    if extra.get("positional"):
+        command.add_argument(name, nargs="+" if many else None, metavar=name.upper().rstrip("S"), **options)
+        return
+    flag = "--json" if name == "json_file" else "--" + name.replace("_", "-")
+    if many:
+        options["type"] = lambda text: [part.strip() for part in text.split(",") if part.strip()]
+    command.add_argument(flag, dest=name, required=field.is_required(), **_with_default(options))
+
+
+def _with_default(options: dict[str, Any]) -> dict[str, Any]:
+    return options if "default" in options else {**options, "default": None}
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

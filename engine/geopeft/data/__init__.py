@@ -1,0 +1,1 @@
+"""Rasters, bands, radiometry, labels and chips. Knows no models."""

@@ -1,0 +1,96 @@
+"""Everything that can go wrong for a user, each with a stable code.
+
+GeopeftError
+├── JobError        the job itself is wrong: a field, a name, a combination
+├── RasterError     a raster cannot be used
+├── BandError       the bands that are needed are not there
+├── LabelError      the labels cannot teach
+├── WeightsError    pretrained weights are missing or not what they should be
+├── PackageError    a model package is broken or of another kind
+├── OutputError     a result cannot be written
+├── DeviceError     the device or its memory does not suffice
+└── Canceled        the user stopped the job; not a failure
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class GeopeftError(Exception):
+    """A failure that is told to the user as one sentence and a next step.
+
+    Args:
+        message: what happened, where, what was expected and what was found.
+        hint: what the user can do next.
+        code: stable upper-case name, for programs and translations.
+    """
+
+    code = "INTERNAL"
+
+    def __init__(self, message: str, hint: str = "", code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.code = code or type(self).code
+
+
+class JobError(GeopeftError):
+    """The job is wrong: a field, a name, a combination."""
+
+    code = "JOB_INVALID"
+
+
+class RasterError(GeopeftError):
+    """A raster cannot be used."""
+
+    code = "RASTER_UNUSABLE"
+
+
+class BandError(GeopeftError):
+    """Bands that are needed are not there, or cannot be told apart."""
+
+    code = "BANDS_UNKNOWN"
+
+
+class LabelError(GeopeftError):
+    """The labels cannot teach."""
+
+    code = "LABELS_UNUSABLE"
+
+
+class WeightsError(GeopeftError):
+    """Pretrained weights are missing, or not what they should be."""
+
+    code = "WEIGHTS_MISSING"
+
+
+class PackageError(GeopeftError):
+    """A model package is broken, or does not fit the raster."""
+
+    code = "PACKAGE_BROKEN"
+
+
+class OutputError(GeopeftError):
+    """A result cannot be written."""
+
+    code = "OUTPUT_FAILED"
+
+
+class DeviceError(GeopeftError):
+    """The device is not there, or its memory does not suffice."""
+
+    code = "DEVICE_UNAVAILABLE"
+
+
+class Canceled(Exception):
+    """The user stopped the job."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> JobError:
+    """An error for a name that is in no table: names the nearest one and the whole list."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    guess = f"Did you mean '{near[0]}'? " if near else ""
+    return JobError(f"There is no {kind} called '{name}'.", f"{guess}Known: {', '.join(names)}.", "NAME_UNKNOWN")

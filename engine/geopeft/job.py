@@ -1,0 +1,221 @@
+"""The jobs: what one run is asked to do. One frozen type each; the JSON Schema and the command line are made from them.
+
+A field with `json_schema_extra={"positional": True}` is a positional argument on the command line.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+
+from geopeft import PROTOCOL
+from geopeft.errors import JobError
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Radiometry = Literal["auto", "reflectance", "reflectance10000", "display8", "unknown"]
+
+POSITIONAL: dict[str, Any] = {"positional": True}
+MAX_JOB_BYTES = 4 << 20
+
+
+class ClassStyle(BaseModel):
+    """A class as the user sees it: its value in the class field, its name and its colour."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    value: str = Field(description="the value in the class field, as text")
+    name: str = Field(description="the name to show; often the value itself")
+    color: str = Field(default="", pattern=r"^(#[0-9a-fA-F]{6})?$", description="#rrggbb; empty: chosen by the engine")
+
+
+class Job(BaseModel):
+    """What every job has."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
+
+    job: str
+    protocol: Annotated[int, Field(ge=1, description="version of the agreement between plugin and engine")] = PROTOCOL
+    help: ClassVar[str] = ""
+
+    @field_validator("protocol")
+    @classmethod
+    def _same_protocol(cls, value: int) -> int:
+        if value != PROTOCOL:
+            raise ValueError(f"this engine speaks protocol {PROTOCOL}, the job speaks {value}: update the engine")
+        return value
+
+
+RastersField = Field(min_length=1, description="rasters that GDAL can read", json_schema_extra=POSITIONAL)
+LabelsField = Field(description="label layer as FILE or FILE:layer, or a label raster")
+ClassField = Field(default="", description="text or integer field with the class; empty: found if there is only one")
+DeviceField = Field(default="auto", description="where to compute")
+WeightsField = Field(default="", description="folder with pretrained weights, searched first")
+JsonField = Field(default="", description="file for the figures, as JSON")
+BackgroundField = Field(
+    default="", description="name of a class made of the unlabelled pixels inside the labels' extent or the area"
+)
+AreaField = Field(default="", description="polygons (FILE or FILE:layer) that bound the background class")
+BandsField = Field(default=(), description="bands to use, by name or number, in this order")
+LineWidthField = Field(default=3.0, gt=0, le=64, description="width in pixels given to line and point labels")
+RadiometryField = Field(default="auto", description="what the raster's values are; auto finds out and says so")
+
+
+class FitJob(Job):
+    """Fine-tune a backbone on labelled rasters and write a model package."""
+
+    job: Literal["fit"] = "fit"
+    rasters: tuple[str, ...] = RastersField
+    labels: str = LabelsField
+    class_field: str = ClassField
+    out: str = Field(description="model package to write, NAME.geopeft")
+    validation_labels: str = Field(default="", description="labels kept apart for validation; else blocks are held out")
+    backbone: str = Field(default="auto", description="name of a backbone; auto chooses by bands and pixel size")
+    adapter: str = Field(default="lora", description="how the backbone is tuned")
+    decoder: str = Field(default="unet", description="how features become a map")
+    bands: tuple[str, ...] = BandsField
+    radiometry: Radiometry = RadiometryField
+    background: str = BackgroundField
+    area: str = AreaField
+    classes: tuple[ClassStyle, ...] = Field(default=(), description="names, order and colours of the classes")
+    line_width_px: float = LineWidthField
+    rank: int = Field(default=16, ge=1, le=256, description="rank of LoRA")
+    steps: int = Field(default=0, ge=0, description="training steps; 0: chosen from the labels")
+    max_minutes: float = Field(default=0.0, ge=0, description="time budget in minutes; 0: none")
+    seed: int = Field(default=0, ge=0, le=2**31 - 1, description="seed of everything random")
+    device: Device = DeviceField
+    weights_dir: str = WeightsField
+    json_file: str = JsonField
+
+    help: ClassVar[str] = "fine-tune a backbone on labels and write a model package"
+
+
+class PredictJob(Job):
+    """Map rasters with a model package."""
+
+    job: Literal["predict"] = "predict"
+    model: str = Field(description="model package", json_schema_extra=POSITIONAL)
+    rasters: tuple[str, ...] = RastersField
+    out: str = Field(description="class raster to write (one raster), or folder (several)")
+    confidence: bool = Field(default=False, description="also write a raster of the confidence in percent")
+    polygons: bool = Field(default=False, description="also write the map as polygons (GeoPackage)")
+    aoi: str = Field(default="", description="polygons (FILE or FILE:layer): only windows that touch them are mapped")
+    bands: tuple[str, ...] = BandsField
+    device: Device = DeviceField
+    weights_dir: str = WeightsField
+    json_file: str = JsonField
+
+    help: ClassVar[str] = "map rasters with a model package"
+
+
+class EvaluateJob(Job):
+    """Score a model package on labels that it has not seen."""
+
+    job: Literal["evaluate"] = "evaluate"
+    model: str = Field(description="model package", json_schema_extra=POSITIONAL)
+    rasters: tuple[str, ...] = RastersField
+    labels: str = LabelsField
+    class_field: str = ClassField
+    background: str = BackgroundField
+    area: str = AreaField
+    bands: tuple[str, ...] = BandsField
+    line_width_px: float = LineWidthField
+    device: Device = DeviceField
+    weights_dir: str = WeightsField
+    json_file: str = JsonField
+
+    help: ClassVar[str] = "score a model package on labels"
+
+
+class ExportJob(Job):
+    """Write a model package as ONNX."""
+
+    job: Literal["export"] = "export"
+    model: str = Field(description="model package", json_schema_extra=POSITIONAL)
+    onnx: str = Field(description="ONNX file to write")
+    weights_dir: str = WeightsField
+    json_file: str = JsonField
+
+    help: ClassVar[str] = "write a model package as ONNX, checked against the model"
+
+
+class InspectJob(Job):
+    """Tell what a model package holds, without loading it into a model."""
+
+    job: Literal["inspect"] = "inspect"
+    model: str = Field(description="model package", json_schema_extra=POSITIONAL)
+
+    help: ClassVar[str] = "tell what a model package holds"
+
+
+class ModelsJob(Job):
+    """List backbones, adapters and decoders, and which weights are at hand."""
+
+    job: Literal["models"] = "models"
+    weights_dir: str = WeightsField
+
+    help: ClassVar[str] = "list backbones, adapters and decoders"
+
+
+class ProbeJob(Job):
+    """Tell versions and devices of this engine."""
+
+    job: Literal["probe"] = "probe"
+
+    help: ClassVar[str] = "tell versions and devices"
+
+
+class SchemaJob(Job):
+    """Give the JSON Schema of all jobs."""
+
+    job: Literal["schema"] = "schema"
+
+    help: ClassVar[str] = "give the JSON Schema of the jobs"
+
+
+AnyJob = FitJob | PredictJob | EvaluateJob | ExportJob | InspectJob | ModelsJob | ProbeJob | SchemaJob
+JOB_TYPES: dict[str, type[Job]] = {
+    kind.model_fields["job"].default: kind
+    for kind in (FitJob, PredictJob, EvaluateJob, ExportJob, InspectJob, ModelsJob, ProbeJob, SchemaJob)
+}
+_adapter: TypeAdapter[AnyJob] = TypeAdapter(Annotated[AnyJob, Field(discriminator="job")])
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a job file."""
+    return _adapter.json_schema()
+
+
+def parse(data: object) -> AnyJob:
+    """A job from plain data; JobError says which field is wrong."""
+    try:
+        return _adapter.validate_python(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "job"
+        raise JobError(f"The job is not valid: {where}: {first['msg']}.", "Correct this field and run again.") from error
+
+
+def load(path: Path) -> AnyJob:
+    """A job from its file; JobError where it is not there, not JSON or not valid."""
+    try:
+        if path.stat().st_size > MAX_JOB_BYTES:
+            raise JobError(f"The job file {path} is larger than {MAX_JOB_BYTES} bytes.", "Write a smaller job file.")
+        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except OSError as error:
+        raise JobError(f"The job file {path} cannot be read: {error.strerror}.", "Check its path.") from error
+    except ValueError as error:
+        raise JobError(f"The job file {path} is not JSON: {error}.", "Write it as UTF-8 JSON.") from error
+    return parse(data)
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number")
+
+
+def finite_or_none(value: float) -> float | None:
+    """JSON has no NaN: a figure that is not known is null."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,136 @@
+"""Tables of backbones, adapters and decoders: rows name their builder as a string, so that listing is instant."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from geopeft.errors import unknown_name
+from geopeft.events import Reporter
+from geopeft.job import ModelsJob
+
+
+@dataclass(frozen=True)
+class CardBand:
+    """A band as a backbone knows it. `mean` and `std` are in the card's unit."""
+
+    name: str
+    common: str
+    wavelength_um: float
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True)
+class WeightsSource:
+    """Where weights come from. An empty field is not known or does not apply.
+
+    Args:
+        file: file name looked for in the user's folder and in the cache.
+        sha256: of that file, lower-case hex.
+        repo, revision, path: on the Hugging Face hub.
+        package, resource: installed distribution that carries the weights, and its file.
+    """
+
+    file: str = ""
+    sha256: str = ""
+    repo: str = ""
+    revision: str = ""
+    path: str = ""
+    package: str = ""
+    resource: str = ""
+
+
+@dataclass(frozen=True)
+class BackboneCard:
+    """One row of the table of backbones: what it is, what it expects, where its weights are.
+
+    `unit` is what a pixel value means to it: "reflectance10000" (surface reflectance times 10 000) or "display"
+    (brightness 0..1). `normalize` is "mean2std" ((x - (mean - 2 std)) / (4 std)) or "zscore" ((x - mean) / std).
+    `gsd_m` is the range of pixel sizes it takes as they are; None: any.
+    """
+
+    name: str
+    title: str
+    builder: str
+    licence: str
+    paper: str
+    bands: tuple[CardBand, ...]
+    unit: str
+    normalize: str
+    patch_size_px: int
+    chip_size_px: int
+    gsd_m: tuple[float, float] | None
+    parameters_m: float
+    weights: WeightsSource
+    adapters: tuple[str, ...] = ("frozen", "lora", "full")
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the tables of adapters and decoders."""
+
+    name: str
+    title: str
+    builder: str
+
+
+RowType = TypeVar("RowType", BackboneCard, Row)
+
+
+class Table(Generic[RowType]):
+    """Rows by name; an unknown name answers with the nearest one and the whole list."""
+
+    def __init__(self, kind: str, rows: tuple[RowType, ...]) -> None:
+        self._kind = kind
+        self._rows = {row.name: row for row in rows}
+
+    def __getitem__(self, name: str) -> RowType:
+        if name not in self._rows:
+            raise unknown_name(self._kind, name, self._rows)
+        return self._rows[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._rows
+
+    def __iter__(self) -> Any:
+        return iter(self._rows.values())
+
+    def names(self) -> list[str]:
+        return list(self._rows)
+
+
+def load_builder(reference: str) -> Callable[..., Any]:
+    """The function that a row's `module:function` names, imported now."""
+    module, _, function = reference.partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def run(job: ModelsJob, reporter: Reporter) -> dict[str, Any]:
+    """The `models` job: every row, and for each backbone whether its weights are at hand."""
+    from geopeft.models.adapters import ADAPTERS
+    from geopeft.models.backbones import BACKBONES
+    from geopeft.models.decoders import DECODERS
+    from geopeft.models.weights import locate
+
+    backbones = [
+        {
+            "name": card.name,
+            "title": card.title,
+            "licence": card.licence,
+            "paper": card.paper,
+            "bands": [band.name for band in card.bands],
+            "parameters_m": card.parameters_m,
+            "adapters": list(card.adapters),
+            "weights_at_hand": locate(card, job.weights_dir) is not None,
+        }
+        for card in BACKBONES
+    ]
+    return {
+        "backbones": backbones,
+        "adapters": [{"name": row.name, "title": row.title} for row in ADAPTERS],
+        "decoders": [{"name": row.name, "title": row.title} for row in DECODERS],
+    }
