@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import json
 import os
@@ -37,6 +38,8 @@ EXIT_FAILED, EXIT_CANCELED = 1, 3
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
+    # Threads that spin while they wait make a busy machine several times slower; read when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = _parser().parse_args(argv)
     if arguments.command == "run":
         return _run_file(Path(arguments.job_file), _claim_stdout())
@@ -55,12 +58,13 @@ def execute(job: AnyJob, reporter: Reporter) -> int:
     except Canceled:
         return _tell(reporter.canceled, EXIT_CANCELED)
     except GeopeftError as error:
-        traceback.print_exc(file=sys.stderr) if reporter.keeps_log else None
-        return _tell(lambda: reporter.failed(error), EXIT_FAILED)
+        if reporter.keeps_log:
+            traceback.print_exc(file=sys.stderr)
+        return _fail(reporter, error)
     except MemoryError:
-        return _tell(lambda: reporter.failed(_out_of_memory()), EXIT_FAILED)
+        return _fail(reporter, _out_of_memory())
     except Exception as error:
-        return _tell(lambda: reporter.failed(_unexpected(error, reporter)), EXIT_FAILED)
+        return _fail(reporter, _unexpected(error, reporter))
     if job.job in PRINTED and not reporter.keeps_log:
         print(json.dumps(outputs, indent=2, ensure_ascii=False))
     return 0
@@ -85,6 +89,10 @@ def _out_of_memory() -> DeviceError:
     )
 
 
+def _fail(reporter: Reporter, error: GeopeftError) -> int:
+    return _tell(functools.partial(reporter.failed, error), EXIT_FAILED)
+
+
 def _tell(say: Callable[[], None], code: int) -> int:
     """The last event. When nobody listens any more there is nobody to tell."""
     try:
@@ -104,7 +112,7 @@ def _execute_file(path: Path, events: IO[str]) -> int:
     try:
         job = load(path)
     except GeopeftError as error:
-        return _tell(lambda: reporter.failed(error), EXIT_FAILED)
+        return _fail(reporter, error)
     reporter.emit("started", protocol=PROTOCOL, engine=__version__, device=getattr(job, "device", "cpu"))
     return execute(job, reporter)
 
@@ -155,7 +163,7 @@ def _run_command(arguments: argparse.Namespace) -> int:
     try:
         job = parse({"job": arguments.command, **values})
     except GeopeftError as error:
-        return _tell(lambda: reporter.failed(error), EXIT_FAILED)
+        return _fail(reporter, error)
     try:
         return execute(job, reporter)
     except KeyboardInterrupt:

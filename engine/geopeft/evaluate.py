@@ -34,6 +34,7 @@ def run(job: EvaluateJob, reporter: Reporter) -> dict[str, Any]:
         background=job.background,
         area=job.area,
         line_width_px=job.line_width_px,
+        minimum_classes=1,
         reporter=reporter,
     )
     to_model = _class_table(runtime, labels, reporter)
@@ -101,7 +102,7 @@ def _score_raster(
         truth, shapes, predicted = _labelled(strip, labels, raster_index, to_model)
         rows, cols = np.nonzero(truth != IGNORE)
         keys = np.stack([(rows + strip.row) // side, cols // side], 1)
-        owners = shapes[rows, cols] if not labels.is_raster else np.full(len(rows), -1)
+        owners = shapes[rows, cols]
         for shape in np.unique(owners[owners >= 0]):
             of_shape = owners == shape
             keys[of_shape] = home.setdefault(int(shape), (int(keys[of_shape][0, 0]), int(keys[of_shape][0, 1])))

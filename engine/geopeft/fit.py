@@ -61,8 +61,7 @@ def run(job: FitJob, reporter: Reporter) -> dict[str, Any]:
         still_same(info)
     metrics |= {"seconds": round(time.monotonic() - start, 2), "peak_memory_mb": peak_memory_mb()}
     manifest = _manifest(job, prepared, model, metrics, training | counts, reporter)
-    weights = {name: tensor.detach().cpu().numpy() for name, tensor in model.trainable_state().items()}
-    package.write(out, manifest, weights)
+    package.write(out, manifest, {name: tensor.numpy() for name, tensor in model.trainable_state().items()})
     outputs: dict[str, Any] = {"model": str(out), "figures": metrics}
     if job.json_file:
         write_bytes(Path(job.json_file), json.dumps(metrics, indent=1).encode())
@@ -150,8 +149,8 @@ def _train(
 
 
 def _default_steps(places: int) -> int:
-    """From 150 steps for a handful of labelled places to 400 for a hundred and more."""
-    return int(min(400, 150 + 2.5 * places))
+    """From 120 steps for a handful of labelled places to 300 for a hundred and more."""
+    return int(min(300, 120 + 1.8 * places))
 
 
 def _check_sites(sites: Sequence[Site], names: Sequence[str]) -> None:
@@ -175,6 +174,7 @@ def _pooled(parts: Sequence[BandStatistics]) -> BandStatistics:
         low=np.min([part.low for part in parts], 0),
         high=np.max([part.high for part in parts], 0),
         valid_fraction=np.mean([part.valid_fraction for part in parts], 0),
+        missing_alone=np.mean([part.missing_alone for part in parts], 0),
     )
 
 
@@ -215,8 +215,8 @@ def _manifest(
         base_weights=package.BaseWeights(
             backbone=card.name,
             licence=card.licence,
-            revision=card.weights.revision,
-            sha256=model.weights_sha256,
+            revision=model.base_weights.revision,
+            sha256=model.base_weights.sha256,
             paper=card.paper,
         ),
         radiometry=prepared.radiometry,

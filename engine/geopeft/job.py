@@ -196,7 +196,8 @@ def parse(data: object) -> AnyJob:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "job"
-        raise JobError(f"The job is not valid: {where}: {first['msg']}.", "Correct this field and run again.") from error
+        message = f"The job is not valid: {where}: {first['msg']}."
+        raise JobError(message, "Correct this field and run again.") from error
 
 
 def load(path: Path) -> AnyJob:

@@ -1,4 +1,4 @@
-"""The model package: one zip file that holds everything but the frozen backbone. Read member by member, never extracted.
+"""The model package: one zip file with everything but the frozen backbone, read member by member, never extracted.
 
     manifest.json         what the model is, what it expects, how good it is (Manifest)
     weights.safetensors   adapter, decoder and head
@@ -159,7 +159,7 @@ def _manifest(path: Path, text: bytes) -> Manifest:
 
 
 def _tensors(path: Path, body: bytes) -> dict[str, np.ndarray]:
-    """Arrays from safetensors, after a look at the header: a huge header or many empty tensors would stall the reader."""
+    """Arrays from safetensors, after a look at the header: a huge one or many empty tensors would stall the reader."""
     if len(body) < 8 or struct.unpack("<Q", body[:8])[0] > min(_MAX_HEADER_BYTES, len(body) - 8):
         raise _broken(path, "the header of its weights is too large")
     try:

@@ -12,12 +12,10 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 import rasterio
-import shapely
 from rasterio.enums import ColorInterp, Resampling
-from rasterio.features import geometry_mask
 from rasterio.windows import Window
 
-from geopeft.data.labels import read_area
+from geopeft.data.labels import _read_area as read_area
 from geopeft.data.raster import RasterInfo, describe, still_same
 from geopeft.errors import GeopeftError, JobError
 from geopeft.events import Reporter
@@ -86,7 +84,7 @@ def _map_one(job: PredictJob, runtime: Runtime, raster: str, target: Path, repor
     check_target(target, height * width * (2 if job.confidence or job.polygons else 1))
     classes = runtime.manifest.classes
     confidence = target.with_name(f"{target.stem}_confidence.tif") if job.confidence or job.polygons else None
-    clip = _Clip(job.aoi, info) if job.aoi else None
+    clip = _Clip(job.aoi, info, reporter) if job.aoi else None
     mapped = 0
     with ExitStack() as stack:
         finish = _finisher(classes)
@@ -162,25 +160,20 @@ class _RowBuffer:
 class _Clip:
     """The area of interest on one raster."""
 
-    def __init__(self, aoi: str, info: RasterInfo) -> None:
-        self._geometry = shapely.union_all(read_area(aoi, info))
-        shapely.prepare(self._geometry)
-        self._affine = info.geobox.affine
+    def __init__(self, aoi: str, info: RasterInfo, reporter: Reporter) -> None:
+        (self._shapes,) = read_area(aoi, [info], reporter)
 
     def touches(self, window: Window) -> bool:
-        """Whether any of the window lies inside."""
-        return bool(self._geometry.intersects(self._corner_box(window)))
+        """Whether any pixel centre of the window lies inside."""
+        return any(mask.any() for _, _, mask in self._shapes.masks(window))
 
     def inside(self, strip: Strip) -> np.ndarray:
         """(h, W) bool: pixels whose centre lies inside."""
-        transform = self._affine * rasterio.Affine.translation(0, strip.row)
-        mask: np.ndarray = geometry_mask([self._geometry], strip.mapped.shape, transform, invert=True)
-        return mask
-
-    def _corner_box(self, window: Window) -> shapely.Polygon:
-        left, top = window.col_off, window.row_off
-        right, bottom = left + window.width, top + window.height
-        return shapely.Polygon([self._affine * xy for xy in ((left, top), (right, top), (right, bottom), (left, bottom))])
+        height, width = strip.mapped.shape
+        inside = np.zeros((height, width), bool)
+        for _, where, mask in self._shapes.masks(Window(0, strip.row, width, height)):
+            inside[where] |= mask
+        return inside
 
 
 def _profile(info: RasterInfo, nodata: int) -> dict[str, Any]:

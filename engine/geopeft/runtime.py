@@ -82,7 +82,14 @@ class Runtime:
         """Reads and builds a package; PackageError or WeightsError where that is not possible."""
         opened = package.read(path)
         state = {name: torch.from_numpy(array) for name, array in opened.weights.items()}
-        model = build(opened.manifest.spec, state, weights_dir=weights_dir, reporter=reporter, merged=True)
+        model = build(
+            opened.manifest.spec,
+            state,
+            weights_dir=weights_dir,
+            reporter=reporter,
+            merged=True,
+            weights_sha256=opened.manifest.base_weights.sha256,
+        )
         return cls(opened.manifest, model, choose_device(device))
 
     @property

@@ -46,8 +46,9 @@ class Trainer:
     ) -> None:
         self._model, self._sampler, self._validation, self._reporter = model, sampler, validation, reporter
         self._device = next(model.parameters()).device
+        self._half = multiplies_bfloat16(self._device)
         self._fill = fill_values(model.spec.bands)
-        self._average = {name: tensor.detach().clone() for name, tensor in model.trainable_state().items()}
+        self._average = {name: tensor.clone() for name, tensor in self._trained().items()}
         self._best: dict[str, torch.Tensor] | None = None
         self._best_loss = math.inf
         self.best_step = 0
@@ -89,7 +90,9 @@ class Trainer:
         values, valid, class_ids = self._sampler.batch(BATCH)
         raw = torch.from_numpy(fill_invalid(values, valid, self._fill)).to(self._device)
         truth = torch.from_numpy(class_ids.astype(np.int64)).to(self._device)
-        loss = balanced_cross_entropy(self._model(raw), truth, self._class_weights(class_ids))
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._half):
+            logits = self._model(raw)
+        loss = balanced_cross_entropy(logits, truth, self._class_weights(class_ids))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_([p for p in self._model.parameters() if p.requires_grad], 1.0)
@@ -142,28 +145,38 @@ class Trainer:
         present = counts > 0
         return float((sums[present] / counts[present]).mean()), matrices
 
+    def _trained(self) -> dict[str, torch.Tensor]:
+        """What changes in training: the trained parameters and, in full tuning, the statistics of the backbone."""
+        trained = {name: p.detach() for name, p in self._model.named_parameters() if p.requires_grad}
+        if self._model.adapter is not None and self._model.adapter.trains_statistics:
+            buffers = self._model.backbone.named_buffers()
+            trained |= {f"buffer {name}": tensor for name, tensor in buffers if tensor.is_floating_point()}
+        return trained
+
     def _update_average(self, keep: float) -> None:
-        with torch.no_grad():
-            for name, tensor in self._model.trainable_state().items():
-                if tensor.is_floating_point():
-                    self._average[name].lerp_(tensor, 1 - keep)
-                else:
-                    self._average[name].copy_(tensor)
+        for name, tensor in self._trained().items():
+            self._average[name].lerp_(tensor, 1 - keep)
 
     def _put(self, state: dict[str, torch.Tensor]) -> None:
-        with torch.no_grad():
-            for name, tensor in self._model.trainable_state().items():
-                tensor.copy_(state[name])
+        for name, tensor in self._trained().items():
+            tensor.copy_(state[name])
 
     @contextlib.contextmanager
     def _averaged(self) -> Iterator[None]:
         """The model with its averaged weights."""
-        own = {name: tensor.detach().clone() for name, tensor in self._model.trainable_state().items()}
+        own = {name: tensor.clone() for name, tensor in self._trained().items()}
         self._put(self._average)
         try:
             yield
         finally:
             self._put(own)
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the device has units for bfloat16, which train in about half the time; else it would be slower."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _warm_then_cosine(step: int, steps: int) -> float:

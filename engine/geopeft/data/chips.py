@@ -48,7 +48,6 @@ class ChipReader:
     def __init__(self, infos: Sequence[RasterInfo], bands: Sequence[Sequence[Band]], labels: Labels) -> None:
         self.infos = tuple(infos)
         self.labels = labels
-        self.by_shape = not labels.is_raster
         self._bands = [[band.index for band in chosen] for chosen in bands]
         self._stack = ExitStack()
         self._readers = [
@@ -130,17 +129,16 @@ def _size(block: Chip) -> int:
     return block.values.nbytes + block.valid.nbytes + block.class_ids.nbytes + block.shape_ids.nbytes
 
 
-def groups_of(chip: Chip, row: int, col: int, by_shape: bool) -> np.ndarray:
+def groups_of(chip: Chip, row: int, col: int) -> np.ndarray:
     """(h, w) int64: which labelled place a pixel belongs to: its shape, or a square of 64 px where there is none.
 
     Args:
         row, col: of the chip's upper left pixel.
-        by_shape: False for label rasters, whose shapes may span the whole scene.
     """
     rows = (np.arange(chip.valid.shape[0]) + row) // SQUARE_PX
     cols = (np.arange(chip.valid.shape[1]) + col) // SQUARE_PX
     squares = -1 - (rows[:, None].astype(np.int64) * 1_000_000 + cols)
-    return np.where(chip.shape_ids >= 0, chip.shape_ids, squares) if by_shape else squares
+    return np.where(chip.shape_ids >= 0, chip.shape_ids, squares)
 
 
 @dataclass(frozen=True)
@@ -165,7 +163,7 @@ class Site:
 def find_sites(reader: ChipReader, max_points: int = 256, seed: int = 0) -> list[Site]:
     """Every labelled shape that has valid pixels, with at most `max_points` of its pixels.
 
-    Pixels without a shape (the background, a label raster) are grouped by squares of 64 px.
+    Pixels of a class without shapes (the background) are grouped by squares of 64 px.
     """
     rng = np.random.default_rng(seed)
     found: dict[tuple[int, int, int], list[np.ndarray]] = {}
@@ -176,7 +174,7 @@ def find_sites(reader: ChipReader, max_points: int = 256, seed: int = 0) -> list
             if rows.size == 0:
                 continue
             classes = block.class_ids[rows, cols].astype(np.int64)
-            groups = groups_of(block, row, col, reader.by_shape)[rows, cols]
+            groups = groups_of(block, row, col)[rows, cols]
             order = np.lexsort((groups, classes))
             keys = np.stack([classes[order], groups[order]], 1)
             starts = np.flatnonzero(np.r_[True, (keys[1:] != keys[:-1]).any(1)])
@@ -225,7 +223,7 @@ class ChipSampler:
         self._odds = {c: root / root.sum() for c, root in roots.items()}
 
     def batch(self, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(values (B, C, s, s) float32, valid (B, s, s) bool, class ids (B, s, s) uint8), each turned at random (D4)."""
+        """(values (B, C, s, s) float32, valid (B, s, s) bool, class ids (B, s, s) uint8), turned at random (D4)."""
         chips = [self._draw() for _ in range(count)]
         turns = self._rng.integers(0, 8, count)
         values = np.stack([turn(chip.values, n) for chip, n in zip(chips, turns, strict=True)])
@@ -243,7 +241,7 @@ class ChipSampler:
         chip = self._reader.read(site.raster_index, row, col, self._size, self._size)
         held = self._held.get(site.raster_index)
         if held is not None:
-            taught = ~np.isin(groups_of(chip, row, col, self._reader.by_shape), held)
+            taught = ~np.isin(groups_of(chip, row, col), held)
             chip = replace(chip, class_ids=np.where(taught, chip.class_ids, IGNORE).astype(np.uint8))
         return chip
 
@@ -280,7 +278,7 @@ def covering_chips(
     chips = []
     for raster_index, row, col in ordered:
         chip = reader.read(raster_index, row, col, size_px, size_px)
-        groups = groups_of(chip, row, col, reader.by_shape)
+        groups = groups_of(chip, row, col)
         held = np.isin(groups, np.array(sorted(wanted[raster_index]), np.int64))
         class_ids = np.where(held, chip.class_ids, IGNORE).astype(np.uint8)
         chips.append((replace(chip, class_ids=class_ids), (raster_index, row, col)))

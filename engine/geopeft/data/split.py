@@ -58,8 +58,8 @@ def split_by_blocks(sites: Sequence[Site], chip_size_px: int, seed: int, enough:
                 held[c] += n
     training = tuple(site for site, block in zip(sites, blocks, strict=True) if block not in chosen)
     validation = tuple(site for site, block in zip(sites, blocks, strict=True) if block in chosen)
-    sentence = f"{len(validation)} of {len(sites)} labelled places, in {len(chosen)} blocks, are held out for validation."
-    return Split(training, validation, sentence)
+    held_out = f"{len(validation)} of {len(sites)} labelled places, in {len(chosen)} blocks,"
+    return Split(training, validation, f"{held_out} are held out for validation.")
 
 
 def _blocks(sites: Sequence[Site], chip_size_px: int) -> list[tuple[int, int, int]]:

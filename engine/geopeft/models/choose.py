@@ -8,7 +8,7 @@ from geopeft.data.bands import Band, match_bands
 from geopeft.data.normalize import Radiometry
 from geopeft.data.raster import BandStatistics
 from geopeft.errors import BandError, RasterError
-from geopeft.models.backbones import BACKBONES, card_for
+from geopeft.models.backbones import BACKBONES
 from geopeft.models.registry import BackboneCard
 from geopeft.models.spec import InputBand
 from geopeft.models.weights import locate
@@ -31,7 +31,7 @@ def choose_backbone(name: str, bands: Sequence[Band], gsd_m: float, weights_dir:
     none of them a small network without pretraining. A named backbone is taken as it is.
     """
     if name != "auto":
-        card = card_for(name)
+        card = BACKBONES[name]
         return card, f"Backbone: {card.title}, as asked for."
     roles = {band.common for band in bands}
     spectral = SATELLITE_GSD_M[0] <= gsd_m <= SATELLITE_GSD_M[1] and len(roles - {""}) > 3
@@ -42,16 +42,12 @@ def choose_backbone(name: str, bands: Sequence[Band], gsd_m: float, weights_dir:
         card = BACKBONES[wish]
         if not match_for(card, bands):
             continue
-        if card.weights.sha256 and locate(card, weights_dir) is not None or _user_has(card, weights_dir):
+        if locate(card, weights_dir) is not None:
             without = f" The weights of {', '.join(missing)} are not at hand." if missing else ""
             return card, f"Backbone: {card.title}, chosen for {reason}.{without}"
         missing.append(card.name)
     card = BACKBONES[_WITHOUT_WEIGHTS]
     return card, f"Backbone: {card.title}; no pretrained backbone fits {reason}."
-
-
-def _user_has(card: BackboneCard, weights_dir: str) -> bool:
-    return locate(card, weights_dir) is not None
 
 
 def match_for(card: BackboneCard, bands: Sequence[Band]) -> dict[str, Band]:
@@ -125,8 +121,7 @@ def input_bands(
     by_index = {band.index: card_band for card_band in card.bands for band in [matched.get(card_band.name)] if band}
     result = []
     for position, band in enumerate(bands):
-        spectral = bool(band.common or band.wavelength_um)
-        scale, offset = (radiometry.scale, radiometry.offset) if spectral or radiometry.kind == "display" else (1.0, 0.0)
+        scale, offset = radiometry.for_band(band)
         mean = float(statistics.mean[position]) * scale + offset
         std = max(float(statistics.std[position]) * scale, 1e-6)
         card_band = by_index.get(band.index)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -25,7 +26,7 @@ class CardBand:
 
 @dataclass(frozen=True)
 class WeightsSource:
-    """Where weights come from. An empty field is not known or does not apply.
+    """Where weights come from. An empty field is not known or does not apply; all empty: no pretrained weights.
 
     Args:
         file: file name looked for in the user's folder and in the cache.
@@ -49,7 +50,8 @@ class BackboneCard:
 
     `unit` is what a pixel value means to it: "reflectance10000" (surface reflectance times 10 000) or "display"
     (brightness 0..1). `normalize` is "mean2std" ((x - (mean - 2 std)) / (4 std)) or "zscore" ((x - mean) / std).
-    `gsd_m` is the range of pixel sizes it takes as they are; None: any.
+    `gsd_m` is the range of pixel sizes it takes as they are; None: any. A card without bands is of a backbone that
+    takes every input band, standardised. `options` are the builder's keyword arguments.
     """
 
     name: str
@@ -68,6 +70,18 @@ class BackboneCard:
     adapters: tuple[str, ...] = ("frozen", "lora", "full")
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def pretrained(self) -> bool:
+        """True where published weights exist."""
+        return bool(self.weights.file)
+
+    def normalization(self, band: str) -> tuple[float, float]:
+        """Scale and offset that bring a value in the card's unit to the network: value * scale + offset."""
+        row = next(row for row in self.bands if row.name == band)
+        if self.normalize == "mean2std":
+            return 1 / (4 * row.std), (2 * row.std - row.mean) / (4 * row.std)
+        return 1 / row.std, -row.mean / row.std
+
 
 @dataclass(frozen=True)
 class Row:
@@ -82,31 +96,47 @@ RowType = TypeVar("RowType", BackboneCard, Row)
 
 
 class Table(Generic[RowType]):
-    """Rows by name; an unknown name answers with the nearest one and the whole list."""
+    """Rows by name; an unknown name answers with the nearest one and the whole list.
 
-    def __init__(self, kind: str, rows: tuple[RowType, ...]) -> None:
+    Args:
+        kind: what a row is, for messages.
+        rows: the table.
+        more: `module:function` that makes rows for names that are not in the table. Called with a name it gives a row
+            or None, called with "" all the names that it knows. Imported only when a name is not in the table.
+    """
+
+    def __init__(self, kind: str, rows: tuple[RowType, ...], more: str = "") -> None:
         self._kind = kind
-        self._rows = {row.name: row for row in rows}
+        self._rows: dict[str, RowType] = {row.name: row for row in rows}
+        self._more = more
 
     def __getitem__(self, name: str) -> RowType:
-        if name not in self._rows:
-            raise unknown_name(self._kind, name, self._rows)
-        return self._rows[name]
+        row = self._rows.get(name) or self._made(name)
+        if row is None:
+            made: list[str] = load_builder(self._more)("") if self._more else []
+            near: list[str] = difflib.get_close_matches(name, made, n=3)
+            raise unknown_name(self._kind, name, {*self._rows, *near})
+        return row
 
     def __contains__(self, name: str) -> bool:
-        return name in self._rows
+        return name in self._rows or self._made(name) is not None
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[RowType]:
         return iter(self._rows.values())
 
     def names(self) -> list[str]:
         return list(self._rows)
 
+    def _made(self, name: str) -> RowType | None:
+        row: RowType | None = load_builder(self._more)(name) if self._more and name else None
+        return row
+
 
 def load_builder(reference: str) -> Callable[..., Any]:
     """The function that a row's `module:function` names, imported now."""
     module, _, function = reference.partition(":")
-    return getattr(importlib.import_module(module), function)
+    builder: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    return builder
 
 
 def run(job: ModelsJob, reporter: Reporter) -> dict[str, Any]:
@@ -123,9 +153,10 @@ def run(job: ModelsJob, reporter: Reporter) -> dict[str, Any]:
             "licence": card.licence,
             "paper": card.paper,
             "bands": [band.name for band in card.bands],
+            "gsd_m": list(card.gsd_m) if card.gsd_m else None,
             "parameters_m": card.parameters_m,
             "adapters": list(card.adapters),
-            "weights_at_hand": locate(card, job.weights_dir) is not None,
+            "weights_at_hand": not card.pretrained or locate(card, job.weights_dir) is not None,
         }
         for card in BACKBONES
     ]

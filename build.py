@@ -1,0 +1,505 @@
+#!/usr/bin/env python3
+"""The project's one tool (standard library only): python3 build.py --help."""
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ET
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+if sys.version_info < (3, 11):  # noqa: UP036, an older Python shall get a sentence
+    sys.exit(f"build.py needs Python 3.11 or newer, and this is {sys.version.split()[0]}: run it with a newer one.")
+
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT))
+sys.dont_write_bytecode = True
+
+from geopeft_qgis import engine_install as install  # noqa: E402, the folder must be on the path first
+
+BUILD = ROOT / "build"
+CONFIG = ROOT / "engine" / "pyproject.toml"
+SCHEMA = ROOT / "resources" / "schema" / "job.json"
+# What the plugin's folder holds, in a zip and in a profile: the entries of geopeft_qgis/ and these beside them.
+PLUGIN_PARTS = ("metadata.txt", "LICENSE", ".bandit", "resources", "engine")
+NOT_SHIPPED = re.compile(
+    r"(^|/)(__pycache__|tests|build|dist|[^/]*\.egg-info|\.(?!bandit$)[^/]*)(/|$)|\.(pyc|aux\.xml|gpkg-\w+)$"
+)
+MAX_ZIP_BYTES = 25_000_000  # the plugin store's limit
+MAX_FILE_BYTES = 8_000_000
+
+
+def say(text: str) -> None:
+    """For people; stdout belongs to what a command answers."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class Failure(Exception):
+    """A command could not do its work; the text says why and what to do."""
+
+
+@contextlib.contextmanager
+def stage(name: str, seconds: dict[str, float]) -> Iterator[None]:
+    """Says what is being done, and how long it took."""
+    say(f"== {name}")
+    start = time.monotonic()
+    try:
+        yield
+    finally:
+        seconds[name] = time.monotonic() - start
+        say(f"== {name}: {seconds[name]:.1f} s")
+
+
+def engine_python() -> Path:
+    return install.ensure(None, say, may_use_apt=True)
+
+
+def run(command: Sequence[object], **options: Any) -> subprocess.CompletedProcess[bytes]:
+    """Runs a command in the repository's root; its output goes to stderr unless it is captured."""
+    options = {"cwd": ROOT, "env": clean_environment(), "stdin": subprocess.DEVNULL, "stdout": sys.stderr, **options}
+    return subprocess.run([str(part) for part in command], check=False, **options)
+
+
+def clean_environment(**more: object) -> dict[str, str]:
+    """This process's variables without those that change what a Python finds."""
+    dropped = ("PYTHON", "VIRTUAL_ENV", "CONDA", "QT_PLUGIN", "GDAL_", "PROJ_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
+    return {**kept, **{name: str(value) for name, value in more.items()}}
+
+
+def tools(python: Path) -> Path:
+    return install.install_tools(python, ROOT / "tests" / "requirements.lock", say, may_use_apt=True)
+
+
+# engine, lock, schema
+
+
+def command_engine(arguments: argparse.Namespace) -> int:
+    python = install.ensure(None, say, repair=arguments.repair, wheels=arguments.wheels, may_use_apt=True)
+    problems = install.verify(python)
+    if problems and not arguments.repair:
+        say("The engine's environment is damaged and is made anew: " + " ".join(problems[:3]))
+        python = install.ensure(None, say, repair=True, wheels=arguments.wheels, may_use_apt=True)
+        problems = install.verify(python)
+    if problems:
+        raise Failure("The engine's environment does not work: " + " ".join(problems))
+    print(python)
+    return 0
+
+
+def command_lock(arguments: argparse.Namespace) -> int:
+    """Newest releases, for all platforms; what is pinned already stays unless --upgrade is given."""
+    uv = install.uv_program(say, may_use_apt=True)
+    options = ["pip", "compile", "--universal", "--python-version", "3.11", "--generate-hashes", "--no-header"]
+    options += ["--no-annotate", "--no-emit-index-url", "--no-emit-find-links", "--quiet"]
+    options += ["--upgrade"] if arguments.upgrade else []
+    engine_lock, tests_lock = ROOT / "engine" / "requirements.lock", ROOT / "tests" / "requirements.lock"
+    jobs: dict[Path, list[object]] = {
+        engine_lock: [CONFIG, "--extra", "gpu"],
+        # The tests must see the engine's own versions where both need a package.
+        tests_lock: [ROOT / "tests" / "requirements.in", "-c", engine_lock],
+    }
+    for lock, sources in jobs.items():
+        environment = {k: v for k, v in clean_environment().items() if not k.startswith("UV_")}
+        if run([uv, *options, *sources, "-o", lock], env=environment).returncode:
+            raise Failure("The lock could not be made: see the lines above.")
+        if "://" in lock.read_text(encoding="utf-8"):
+            raise Failure(f"{lock} holds an address.")
+        say(f"{lock.relative_to(ROOT)}: written")
+    return 0
+
+
+def current_schema() -> str:
+    """The schema that the engine's job types give now."""
+    answer = run([engine_python(), "-I", "-m", "geopeft", "schema"], stdout=subprocess.PIPE)
+    if answer.returncode:
+        raise Failure("The engine could not give its schema: see the lines above.")
+    return json.dumps(json.loads(answer.stdout), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def command_schema(arguments: argparse.Namespace) -> int:
+    SCHEMA.parent.mkdir(parents=True, exist_ok=True)
+    SCHEMA.write_text(current_schema(), encoding="utf-8", newline="\n")
+    say(f"{SCHEMA.relative_to(ROOT)}: written")
+    return 0
+
+
+# link, zip
+
+
+def plugin_parts() -> dict[str, Path]:
+    """Name in the plugin's folder -> file or folder here; the one list behind link and zip."""
+    own = [entry for entry in sorted((ROOT / "geopeft_qgis").iterdir()) if not NOT_SHIPPED.search(entry.name)]
+    return {entry.name: entry for entry in [*own, *(ROOT / name for name in PLUGIN_PARTS)]}
+
+
+def shipped_files() -> dict[str, Path]:
+    """Path in the zip -> file here."""
+    files: dict[str, Path] = {}
+    for name, part in plugin_parts().items():
+        for path in [part] if part.is_file() else sorted(part.rglob("*")):
+            inside = f"{name}/{path.relative_to(part).as_posix()}" if part.is_dir() else name
+            if path.is_file() and not NOT_SHIPPED.search(inside):
+                files[f"geopeft_qgis/{inside}"] = path
+    return dict(sorted(files.items()))
+
+
+def default_profiles() -> list[Path]:
+    """The default profiles of QGIS 3 and 4 that exist; QGIS 3's where none does."""
+    if os.name == "nt":
+        data = Path(os.environ.get("APPDATA") or Path.home() / "AppData" / "Roaming")
+    elif sys.platform == "darwin":
+        data = Path.home() / "Library" / "Application Support"
+    else:
+        data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    profiles = [data / "QGIS" / version / "profiles" / "default" for version in ("QGIS3", "QGIS4")]
+    return [profile for profile in profiles if profile.is_dir()] or profiles[:1]
+
+
+def command_link(arguments: argparse.Namespace) -> int:
+    for profile in [arguments.profile] if arguments.profile else default_profiles():
+        folder = profile.resolve() / "python" / "plugins" / "geopeft_qgis"
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.iterdir():
+            if not old.is_symlink() and os.name != "nt" and old.name != "__pycache__":
+                raise Failure(f"{old} is no link: GeoPEFT is installed there. Uninstall it in QGIS, then try again.")
+            shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
+        for name, part in plugin_parts().items():
+            if os.name != "nt":
+                (folder / name).symlink_to(part)
+            elif part.is_dir():
+                shutil.copytree(part, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy2(part, folder / name)
+        print(folder)
+    say("Switch GeoPEFT on in QGIS: Plugins > Manage and Install Plugins > Installed.")
+    return 0
+
+
+def command_zip(arguments: argparse.Namespace) -> int:
+    print(make_zip(arguments.out))
+    return 0
+
+
+def make_zip(target: Path) -> Path:
+    """The plugin as one file; the same tree gives the same bytes."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = target.with_suffix(".new")
+    files = shipped_files()
+    with zipfile.ZipFile(fresh, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, path in files.items():
+            entry = zipfile.ZipInfo(name, (2020, 1, 1, 0, 0, 0))
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            entry.external_attr = 0o100644 << 16
+            archive.writestr(entry, path.read_bytes())
+    with zipfile.ZipFile(fresh) as archive:
+        if archive.testzip() or archive.namelist() != list(files):
+            raise Failure(f"{fresh} does not read back as it was written: is the disk full?")
+    size = fresh.stat().st_size
+    if size > MAX_ZIP_BYTES:
+        raise Failure(f"The plugin would have {size / 1e6:.1f} MB, and the store takes {MAX_ZIP_BYTES / 1e6:.0f} MB.")
+    os.replace(fresh, target)
+    say(f"{target}: {size / 1e6:.1f} MB, {len(files)} files")
+    return target
+
+
+# check
+
+
+def command_check(arguments: argparse.Namespace) -> int:
+    return 1 if check({}) else 0
+
+
+def check(seconds: dict[str, float]) -> list[str]:
+    """Style, types, the schema, and what the plugin store's scanner would say; names what failed."""
+    python = engine_python()
+    folder = tools(python)
+    environment = clean_environment(PYTHONPATH=folder, PYTHONDONTWRITEBYTECODE=1)
+
+    def tool(*command: object, **options: object) -> bool:
+        return run([python, "-m", *command], env=environment, **options).returncode == 0
+
+    code = ["engine/geopeft", "geopeft_qgis", "tests", "build.py"]
+    mypy = ("mypy", "--config-file", CONFIG, "--cache-dir", BUILD / "mypy")
+    checks: dict[str, Callable[[], bool]] = {
+        "lint": lambda: tool("ruff", "check", "--config", CONFIG, "--no-cache", *code),
+        "format": lambda: tool("ruff", "format", "--check", "--config", CONFIG, "--no-cache", *code),
+        "types of the engine": lambda: tool(*mypy, "--strict", "engine/geopeft"),
+        "types of the plugin, tests and tool": lambda: tool(*mypy, "geopeft_qgis", "tests", "build.py"),
+        "schema": schema_is_current,
+        "tree": tree_is_clean,
+        "store gate": lambda: passes_store_gate(tool),
+    }
+    failed = []
+    for name, passes in checks.items():
+        with stage(f"check: {name}", seconds):
+            failed += [] if passes() else [name]
+    say("check: all passed" if not failed else f"check: FAILED: {', '.join(failed)}")
+    return failed
+
+
+def schema_is_current() -> bool:
+    there = SCHEMA.read_text(encoding="utf-8") if SCHEMA.is_file() else ""
+    if there == current_schema():
+        return True
+    say(f"{SCHEMA.relative_to(ROOT)} is not what the job types give: run python3 build.py schema")
+    return False
+
+
+def tree_files() -> list[Path]:
+    """Files that are, or would be, in the repository."""
+    listed = run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], stdout=subprocess.PIPE)
+    if listed.returncode:
+        return list(shipped_files().values())
+    return [ROOT / name for name in listed.stdout.decode().split("\0") if name and (ROOT / name).is_file()]
+
+
+def tree_is_clean() -> bool:
+    """No path of one machine, no package index, no huge file; locks hold no address at all."""
+    one_machine = re.compile(
+        rb"(?<![\w.])/(work|root|home/\w+)/\w|\bpy(pi|thonhosted)\.org\b|(extra-)?index[-_]url\s*="
+    )
+    complaints = []
+    for path in tree_files():
+        content = path.read_bytes()
+        name = path.relative_to(ROOT).as_posix()
+        if len(content) > MAX_FILE_BYTES:
+            complaints.append(f"{name}: {len(content) / 1e6:.1f} MB, at most {MAX_FILE_BYTES / 1e6:.0f}")
+        if b"\0" in content[:8000]:
+            continue
+        found = one_machine.search(content) or (name.endswith(".lock") and re.search(rb"\w+://", content))
+        if found:
+            line = content.count(b"\n", 0, found.start()) + 1
+            complaints.append(f"{name}:{line}: {found[0].decode('utf-8', 'replace')} must not be in the repository")
+    for complaint in complaints:
+        say(complaint)
+    return not complaints
+
+
+def passes_store_gate(tool: Callable[..., bool]) -> bool:
+    """Any finding of bandit (less the rules named in .bandit) or detect-secrets blocks a version in the store."""
+    with tempfile.TemporaryDirectory() as scratch:
+        with zipfile.ZipFile(make_zip(Path(scratch) / "plugin.zip")) as archive:
+            archive.extractall(scratch)
+        plugin = Path(scratch) / "geopeft_qgis"
+        safe = tool("bandit", "--quiet", "--recursive", "--ini", plugin / ".bandit", plugin)
+        found = Path(scratch) / "secrets.json"
+        with found.open("wb") as file:
+            scan = ("detect_secrets", "scan", "--all-files", "--exclude-files", r"metadata\.txt")
+            scanned = tool(*scan, cwd=plugin, stdout=file)
+        secrets = json.loads(found.read_bytes())["results"] if scanned else {"detect-secrets": "did not run"}
+    for name, findings in secrets.items():
+        say(f"possible secret in {name}: {findings}")
+    return safe and not secrets
+
+
+# test
+
+
+def command_test(arguments: argparse.Namespace) -> int:
+    seconds: dict[str, float] = {}
+    results = BUILD / "test-results"
+    shutil.rmtree(results, ignore_errors=True)
+    results.mkdir(parents=True)
+    with stage("engine environment", seconds):
+        python = engine_python()
+    with stage("test tools", seconds):
+        tools(python)
+    with stage("QGIS", seconds):
+        qgis = qgis_python()
+    failed = [] if arguments.no_check else check(seconds)
+    chosen = ["-m", "not slow"] if arguments.fast else []
+    with stage("engine tests", seconds):
+        paths = ["tests/engine", "tests/contract", "tests/test_architecture.py", "tests/test_build.py"]
+        failed += pytest("engine", python, [*paths, *chosen], {})
+    if qgis:
+        with stage("plugin tests", seconds):
+            more = {"QT_QPA_PLATFORM": "offscreen", "GEOPEFT_ENGINE_PYTHON": python}
+            failed += pytest("plugin", qgis, ["tests/plugin", *chosen], more)
+    elif os.environ.get("CI"):
+        failed.append("plugin tests (QGIS is missing)")
+    for name, spent in seconds.items():
+        say(f"{spent:8.1f} s  {name}")
+    say(f"FAILED: {', '.join(failed)}" if failed else "All passed.")
+    print("{} passed, {} failed, {} skipped".format(*sum_results(results)), flush=True)
+    return 1 if failed else 0
+
+
+def pytest(name: str, python: Path, arguments: list[str], more: dict[str, object]) -> list[str]:
+    """Runs pytest; its name where it failed."""
+    shared = ROOT.parent / "shared"
+    environment = clean_environment(PYTHONPATH=tools(python), PYTHONDONTWRITEBYTECODE=1, **more)
+    # QGIS' launchers and libraries are the system's, whatever other Python stands first on the user's path.
+    environment["PATH"] = os.pathsep.join(["/usr/bin", "/bin", environment["PATH"]])
+    if shared.is_dir():
+        environment.setdefault("GEOPEFT_SHARED", str(shared))
+    report = BUILD / "test-results" / f"{name}.xml"
+    options = ["-c", CONFIG, "--rootdir", ROOT, "-p", "no:cacheprovider", "-rs", f"--junit-xml={report}"]
+    with tempfile.TemporaryDirectory() as scratch:
+        environment["XDG_RUNTIME_DIR"] = environment["QGIS_CUSTOM_CONFIG_PATH"] = scratch
+        ended = run([python, "-m", "pytest", *options, *arguments], env=environment, stdout=sys.stdout)
+    return [f"{name} tests"] if ended.returncode else []
+
+
+def sum_results(folder: Path) -> tuple[int, int, int]:
+    """(passed, failed, skipped) over pytest's reports."""
+    passed = failed = skipped = 0
+    for report in folder.glob("*.xml"):
+        for suite in ET.parse(report).getroot().iter("testsuite"):
+            tests, bad, left_out = (int(suite.get(key, 0)) for key in ("tests", "failures", "skipped"))
+            bad += int(suite.get("errors", 0))
+            passed, failed, skipped = passed + tests - bad - left_out, failed + bad, skipped + left_out
+    return passed, failed, skipped
+
+
+def qgis_python() -> Path | None:
+    """A Python that has QGIS; installed by apt where this may be done."""
+    found = find_qgis_python()
+    apt, prefix = shutil.which("apt-get"), install.root_prefix()
+    if found is None and apt and prefix is not None:
+        packages = ["qgis", "python3-qgis", "xvfb"]
+        say(f"QGIS is not here; running: apt-get install {' '.join(packages)}")
+        quiet = clean_environment(DEBIAN_FRONTEND="noninteractive")
+        run([*prefix, apt, "update"], env=quiet)
+        run([*prefix, apt, "install", "-y", "--no-install-recommends", *packages], env=quiet)
+        found = find_qgis_python()
+    if found is None:
+        say("No Python with QGIS: the plugin's tests are left out. Install qgis and python3-qgis to run them.")
+    return found
+
+
+def find_qgis_python() -> Path | None:
+    for name in (os.environ.get("QGIS_PYTHON"), "/usr/bin/python3", shutil.which("python3")):
+        if name and Path(name).exists():
+            probe = run([name, "-c", "import qgis.core"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            if probe.returncode == 0:
+                return Path(name)
+    return None
+
+
+# demo, bench
+
+
+def command_demo(arguments: argparse.Namespace) -> int:
+    seconds: dict[str, float] = {}
+    out = BUILD / "demo"
+    out.mkdir(parents=True, exist_ok=True)
+    scene, labels = ROOT / "resources/sample/itaipu_landsat8.tif", ROOT / "resources/sample/labels.gpkg"
+    model, figures = out / "itaipu.geopeft", out / "figures.json"
+    with stage("engine environment", seconds):
+        python = engine_python()
+
+    def job(name: str, *options: object) -> dict[str, Any]:
+        with stage(name, seconds):
+            return run_job(python, [name, *options])
+
+    field = ("--class-field", "class")
+    job("fit", scene, "--labels", f"{labels}:train", *field, "--adapter", "lora", "--out", model)
+    maps = job("predict", model, scene, "--out", out / "map.tif", "--confidence")
+    job("evaluate", model, scene, "--labels", f"{labels}:unseen", *field, "--json", figures)
+    job("export", model, "--onnx", out / "itaipu.onnx")
+    with stage("picture", seconds):
+        picture = [scene, f"{labels}:train", *field, out / "map.tif", maps.get("confidence"), out / "demo.png"]
+        if run([python, "-I", "-m", "geopeft.quicklook", *[part for part in picture if part]]).returncode:
+            raise Failure("The picture could not be drawn: see the lines above.")
+    show_figures(json.loads(figures.read_text(encoding="utf-8")), seconds)
+    print(out / "demo.png")
+    return 0
+
+
+def run_job(python: Path, arguments: list[object]) -> dict[str, Any]:
+    """Runs one job of the engine as a program would; its messages are shown, its outputs returned."""
+    command = [str(part) for part in (python, "-I", "-m", "geopeft", *arguments, "--events")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=clean_environment(), cwd=ROOT, text=True) as process:
+        last: dict[str, Any] = {}
+        for line in process.stdout or ():
+            last = json.loads(line)
+            if last["event"] == "message":
+                say(f"   {last['text']}")
+    if process.returncode or last.get("event") != "completed":
+        raise Failure(f"{arguments[0]} failed: {last.get('message', 'no word from the engine')} {last.get('hint', '')}")
+    return dict(last["outputs"])
+
+
+def show_figures(figures: dict[str, Any], seconds: dict[str, float]) -> None:
+    print("\nOn the unseen area        value   95 % between")
+    for name in ("miou", "overall_accuracy", "f1_macro"):
+        figure = figures[name]
+        print(f"{name:22} {figure['value']:8.3f}   {figure['low']:.3f} and {figure['high']:.3f}")
+    print("\nclass                      IoU      F1   labelled pixels")
+    for row in figures["classes"]:
+        print(f"{row['name']:22} {row['iou']:8.3f} {row['f1']:7.3f}   {row['support']}")
+    print("\nstage                  seconds")
+    for name, spent in seconds.items():
+        print(f"{name:22} {spent:8.1f}")
+
+
+def command_bench(arguments: argparse.Namespace) -> int:
+    scripts = {path.stem: path for path in sorted((ROOT / "tests" / "bench").glob("[!_]*.py"))}
+    if arguments.name not in scripts:
+        raise Failure(f"There is no bench {arguments.name!r}; there are: {', '.join(scripts) or 'none yet'}.")
+    python = engine_python()
+    environment = clean_environment(PYTHONPATH=tools(python))
+    shared = ROOT.parent / "shared"
+    if shared.is_dir():
+        environment.setdefault("GEOPEFT_SHARED", str(shared))
+    return run([python, scripts[arguments.name], *arguments.options], env=environment, stdout=sys.stdout).returncode
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="build.py", description="The project's one tool.")
+    commands = top.add_subparsers(dest="command", required=True)
+
+    def add(name: str, work: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(work=work)
+        return command
+
+    add("demo", command_demo, "fine-tune, map and evaluate the sample scene, and draw a picture of it in build/demo")
+    test = add("test", command_test, "set everything up and run all checks and tests")
+    test.add_argument("--fast", action="store_true", help="leave out the tests marked as slow")
+    test.add_argument("--no-check", action="store_true", help="tests only")
+    add("check", command_check, "style, types, schema, and what the plugin store's scanner would say")
+    bench = add("bench", command_bench, "run tests/bench/NAME.py with the engine's Python")
+    bench.add_argument("name")
+    bench.add_argument("options", nargs=argparse.REMAINDER)
+    engine = add("engine", command_engine, "create or repair the engine's environment; prints the path of its Python")
+    engine.add_argument("--repair", action="store_true", help="make it anew, fetch damaged packages again")
+    engine.add_argument("--wheels", type=Path, help="folder with all wheels, uv's too, for use without a network")
+    link = add("link", command_link, "put the plugin into a QGIS profile, as links to this folder")
+    link.add_argument("--profile", type=Path, help="the profile's folder; else the default profile")
+    add("schema", command_schema, "write resources/schema from the engine's job types")
+    lock = add("lock", command_lock, "pin all packages with hashes, for Linux, Windows and macOS")
+    lock.add_argument("--upgrade", action="store_true", help="take the newest releases")
+    archive = add("zip", command_zip, "make the plugin's zip")
+    archive.add_argument("--out", type=Path, default=ROOT / "dist" / "geopeft_qgis.zip")
+    return top
+
+
+def main() -> int:
+    # SIGTERM ends as Ctrl+C does, so that installations under way end their children.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    arguments = parser().parse_args()
+    try:
+        work: Callable[[argparse.Namespace], int] = arguments.work
+        return work(arguments)
+    except (Failure, install.InstallError) as error:
+        say(f"error: {error}")
+        return 1
+    except KeyboardInterrupt:
+        say("Interrupted.")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

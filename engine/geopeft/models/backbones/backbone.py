@@ -1,0 +1,56 @@
+"""What every backbone is: (B, C, H, W) of any size to feature maps, finest stride first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from geopeft.errors import WeightsError
+
+
+class Backbone(nn.Module):
+    """A pretrained encoder.
+
+    Attributes:
+        out_channels, strides: of each feature map; a map has ceil(H / stride) rows.
+        adapter_targets: last parts of the names of the linear layers and pointwise convolutions that LoRA updates.
+        never_trained: parameters that take no part with the bands in use; no adapter trains or stores them.
+    """
+
+    out_channels: Sequence[int]
+    strides: Sequence[int]
+    adapter_targets: Sequence[str] = ()
+    never_trained: frozenset[str] = frozenset()
+
+    def load_weights(self, state: Mapping[str, Tensor]) -> None:
+        """Takes published weights; WeightsError unless exactly the expected tensors are there."""
+        raise NotImplementedError
+
+    def fix_size(self, height: int, width: int) -> None:
+        """Settles for inputs of this size, so that nothing in the network depends on the size any more."""
+
+    def forward(self, x: Tensor, gsd_m: float = 10.0) -> list[Tensor]:
+        """x (B, C, H, W) in the network's units; pixels are gsd_m wide."""
+        raise NotImplementedError
+
+    def __call__(self, *args: Any, **kwargs: Any) -> list[Tensor]:
+        maps: list[Tensor] = super().__call__(*args, **kwargs)
+        return maps
+
+
+def load_exactly(module: nn.Module, state: Mapping[str, Tensor], title: str) -> None:
+    """Loads a state dict whose keys and shapes are exactly the module's, else WeightsError says what differs."""
+    own = module.state_dict()
+    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    wrong = [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
+    if missing or extra or wrong:
+        first = [*(f"{k} is missing" for k in missing), *(f"{k} is unknown" for k in extra), *wrong][0]
+        raise WeightsError(
+            f"The file does not hold the weights of {title}: {len(missing)} tensors are missing, {len(extra)} are "
+            f"unknown and {len(wrong)} have another shape ({first}).",
+            "Take the file that the backbone's authors published.",
+            "WEIGHTS_KEYS",
+        )
+    module.load_state_dict(dict(state))

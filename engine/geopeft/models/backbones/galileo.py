@@ -1,0 +1,131 @@
+"""Galileo for one Sentinel-2-like date: the fast path through its encoder, without masks.
+
+A channel group takes part where all its bands are there. If no group is complete, every group with at least one band
+takes part and its missing bands are at their mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from geopeft.errors import BandError
+from geopeft.models.backbones.backbone import Backbone, load_exactly
+from geopeft.models.backbones.galileo_encoder import SPACE_TIME, GalileoEncoder, kernel_resize, spatial_encoding
+from geopeft.models.registry import BackboneCard
+from geopeft.models.sizes import crop_map, pad_to_multiple
+
+GROUP_BANDS = {
+    "S2_RGB": ("B02", "B03", "B04"),
+    "S2_Red_Edge": ("B05", "B06", "B07"),
+    "S2_NIR_10m": ("B08",),
+    "S2_NIR_20m": ("B8A",),
+    "S2_SWIR": ("B11", "B12"),
+}
+# What a band at its mean becomes by (x - (mean - 2 std)) / (4 std).
+NORMALISED_MEAN = 0.5
+
+
+def build(
+    card: BackboneCard,
+    band_names: tuple[str, ...],
+    *,
+    dim: int,
+    depth: int,
+    heads: int,
+    patch_size_px: int = 4,
+    month: int = 6,
+) -> GalileoBackbone:
+    """A Galileo encoder with random weights; `month` counts from 0."""
+    return GalileoBackbone(band_names, GalileoEncoder(dim, depth, heads), patch_size_px, month)
+
+
+class GalileoBackbone(Backbone):
+    """(B, bands, H, W) normalised -> four maps (B, D, H / patch, W / patch) after evenly spaced blocks.
+
+    A map is the mean over the channel groups; the last one has passed the final normalisation.
+    """
+
+    adapter_targets = ("q", "v", "fc1", "fc2")
+
+    def __init__(self, band_names: tuple[str, ...], encoder: GalileoEncoder, patch_px: int, month: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.patch_px = patch_px
+        self.month = month
+        self.groups = _groups(band_names)
+        self._channels = {group: _channels(group, band_names) for group in self.groups}
+        depth = len(encoder.blocks)
+        maps = min(4, depth)
+        self._taps = [(i + 1) * depth // maps - 1 for i in range(maps)]
+        self.out_channels = [encoder.dim] * maps
+        self.strides = [patch_px] * maps
+        self.resize: Tensor
+        self.register_buffer("resize", kernel_resize(patch_px), persistent=False)
+        absent = tuple(f"encoder.space_time_embed.{g}." for g in SPACE_TIME if g not in self.groups)
+        unused = (*absent, *(f"encoder.{kind}" for kind in ("space_embed", "time_embed", "static_embed")))
+        unused = (*unused, *(f"encoder.{kind}_channel_embed" for kind in ("sp", "t", "st")))
+        self.never_trained = frozenset(n for n, _ in self.named_parameters() if n.startswith(unused))
+
+    def load_weights(self, state: Mapping[str, Tensor]) -> None:
+        """The published state dict; some sizes carry `.backbone` in their key names."""
+        load_exactly(self.encoder, {key.replace(".backbone", ""): value for key, value in state.items()}, "Galileo")
+
+    def forward(self, x: Tensor, gsd_m: float = 10.0) -> list[Tensor]:
+        height, width = x.shape[-2:]
+        x = pad_to_multiple(x, self.patch_px)
+        rows, cols = x.shape[-2] // self.patch_px, x.shape[-1] // self.patch_px
+        tokens = torch.stack([self._embed(group, x) for group in self.groups], dim=2)
+        sequence = (tokens + self._encoding(rows, cols, gsd_m)).flatten(1, 2)
+        maps = []
+        for i, block in enumerate(self.encoder.blocks):
+            sequence = block(sequence)
+            if i in self._taps:
+                last = i == len(self.encoder.blocks) - 1
+                features = self.encoder.norm(sequence) if last else sequence
+                grid = features.unflatten(1, (rows, cols, len(self.groups))).mean(dim=3).permute(0, 3, 1, 2)
+                maps.append(crop_map(grid, height, width, self.patch_px))
+        return maps
+
+    def _embed(self, group: str, x: Tensor) -> Tensor:
+        """(B, patches, D) tokens of one group."""
+        bands = [
+            x[:, channel : channel + 1] if channel is not None else torch.full_like(x[:, :1], NORMALISED_MEAN)
+            for channel in self._channels[group]
+        ]
+        embedded: Tensor = self.encoder.space_time_embed[group](torch.cat(bands, dim=1), self.patch_px, self.resize)
+        return embedded.flatten(2).transpose(1, 2)
+
+    def _encoding(self, rows: int, cols: int, gsd_m: float) -> Tensor:
+        """(1, patches, groups, D): channel group | time step | month | position."""
+        order = [list(SPACE_TIME).index(group) for group in self.groups]
+        channel = self.encoder.s_t_channel_embed[order]
+        part = channel.shape[-1]
+        where = spatial_encoding(rows, cols, gsd_m * self.patch_px, part).to(channel).flatten(0, 1)
+        shape = (rows * cols, len(order), part)
+        quarters = (
+            channel[None],
+            self.encoder.pos_embed[0],
+            self.encoder.month_embed.weight[self.month],
+            where[:, None],
+        )
+        return torch.cat([quarter.expand(shape) for quarter in quarters], dim=-1)[None]
+
+
+def _groups(band_names: tuple[str, ...]) -> tuple[str, ...]:
+    complete = tuple(g for g, bands in GROUP_BANDS.items() if set(bands) <= set(band_names))
+    partial = tuple(g for g, bands in GROUP_BANDS.items() if set(bands) & set(band_names))
+    if not partial:
+        known = ", ".join(band for bands in GROUP_BANDS.values() for band in bands)
+        raise BandError(
+            f"Galileo uses none of the bands {', '.join(band_names) or '(none)'}.",
+            f"Name bands that match one of {known}, or choose another backbone.",
+            "BANDS_MISSING",
+        )
+    return complete or partial
+
+
+def _channels(group: str, band_names: tuple[str, ...]) -> tuple[int | None, ...]:
+    return tuple(band_names.index(b) if b in band_names else None for b in GROUP_BANDS[group])

@@ -1,0 +1,41 @@
+"""The encoder half of a small U-Net with random weights, on every input band: the baseline without pre-training."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from geopeft.models.backbones.backbone import Backbone
+from geopeft.models.decoders.blocks import ConvBlock
+from geopeft.models.registry import BackboneCard
+from geopeft.models.sizes import crop_map, pad_to_multiple
+
+WIDTHS = (32, 64, 96, 128)
+
+
+def build(card: BackboneCard, band_names: tuple[str, ...]) -> ScratchEncoder:
+    """An encoder for len(band_names) bands."""
+    return ScratchEncoder(len(band_names))
+
+
+class ScratchEncoder(Backbone):
+    """(B, bands, H, W) standardised -> maps at strides 2, 4, 8 and 16."""
+
+    out_channels = WIDTHS
+    strides = (2, 4, 8, 16)
+
+    def __init__(self, bands: int) -> None:
+        super().__init__()
+        widths = (bands, *WIDTHS)
+        self.stages = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(i, o, 2, stride=2), ConvBlock(o, o), ConvBlock(o, o))
+            for i, o in zip(widths[:-1], widths[1:], strict=True)
+        )
+
+    def forward(self, x: Tensor, gsd_m: float = 10.0) -> list[Tensor]:
+        height, width = x.shape[-2:]
+        x = pad_to_multiple(x, self.strides[-1])
+        maps = []
+        for stage, stride in zip(self.stages, self.strides, strict=True):
+            x = stage(x)
+            maps.append(crop_map(x, height, width, stride))
+        return maps

@@ -1,0 +1,218 @@
+"""Any timm network that gives intermediate features: CNN pyramids and vision transformers, on red, green and blue."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from geopeft.errors import JobError, WeightsError
+from geopeft.models.backbones import rgb_bands
+from geopeft.models.backbones.backbone import Backbone, load_exactly
+from geopeft.models.registry import BackboneCard, WeightsSource
+from geopeft.models.sizes import crop_map, pad_to_multiple
+
+LORA_LINEARS = ("q", "v", "q_proj", "v_proj", "fc1", "fc2", "fc1_g", "fc1_x")
+MAX_STRIDE = 32
+
+
+def card(name: str) -> BackboneCard | list[str] | None:
+    """A row for a name that timm knows, None for another; for "" all the names that it knows."""
+    import timm
+    from timm.models import get_pretrained_cfg, is_model
+
+    if not name:
+        return sorted({*timm.list_models(), *timm.list_pretrained()})
+    config = get_pretrained_cfg(name) if is_model(name) else None
+    if config is None or config.input_size[0] != 3:
+        return None
+    return BackboneCard(
+        name=name,
+        title=f"{name} of timm: red, green, blue at any pixel size",
+        builder="geopeft.models.backbones.timm_backbone:build",
+        licence=config.license or "",
+        paper="https://github.com/huggingface/pytorch-image-models",
+        bands=rgb_bands(config.mean, config.std),
+        unit="display",
+        normalize="zscore",
+        patch_size_px=16 if config.fixed_input_size else 32,
+        chip_size_px=min(256, max(128, config.input_size[-1])),
+        gsd_m=None,
+        parameters_m=0.0,
+        weights=WeightsSource(file=f"{name}.safetensors", repo=config.hf_hub_id or "", path="model.safetensors"),
+    )
+
+
+def build(card: BackboneCard, band_names: tuple[str, ...], *, by_order: bool = False, **options: Any) -> TimmBackbone:
+    """The network with random weights. `by_order`: its file names tensors in another way, in the same order.
+
+    `options` go to `timm.create_model`. Raises JobError for a network without features, or of one image size only.
+    """
+    if set(band_names) != {band.name for band in card.bands}:
+        raise JobError(
+            f"{card.name} needs the bands {', '.join(b.name for b in card.bands)}, given: {', '.join(band_names)}.",
+            "Name these bands, or choose another backbone.",
+            "BANDS_MISSING",
+        )
+    return TimmBackbone(card.name, band_names, _create(card.name, options), by_order)
+
+
+class TimmBackbone(Backbone):
+    """(B, 3, H, W) normalised -> feature maps.
+
+    A pyramid gives the last map at each stride from 2 to 32 px, a plain transformer the maps after four evenly spaced
+    blocks, all with its final normalisation.
+    """
+
+    def __init__(self, name: str, band_names: tuple[str, ...], net: nn.Module, by_order: bool) -> None:
+        super().__init__()
+        self.name = name
+        self.by_order = by_order
+        self._published = {key: value.shape for key, value in net.state_dict().items()}
+        # The network was trained on red, green, blue in this order, whatever the order of the input.
+        self._order = [band_names.index(band) for band in ("red", "green", "blue")]
+        self.net = net
+        maps = _probe(name, net)
+        self.pyramid = len({stride for _, stride in maps}) > 1
+        self._taps = _taps([stride for _, stride in maps])
+        self.out_channels = [maps[i][0] for i in self._taps]
+        self.strides = [maps[i][1] for i in self._taps]
+        prune: Any = self.net.prune_intermediate_layers
+        prune(self._taps, prune_norm=self.pyramid, prune_head=True)
+        self._split = _split_qkv(self.net)
+        self.adapter_targets = _lora_targets(self)
+
+    def load_weights(self, state: Mapping[str, Tensor]) -> None:
+        """The published state dict; the classifier is left out."""
+        state = self._by_name(state) if self.by_order else dict(state)
+        unknown = sorted(state.keys() - self._published.keys())
+        if unknown:
+            raise WeightsError(
+                f"The file does not hold the weights of {self.name}: it has no place for {unknown[0]}.",
+                "Take the file that timm publishes under this name.",
+                "WEIGHTS_KEYS",
+            )
+        for name in self._split:
+            for part in ("weight", "bias"):
+                fused = state.pop(f"{name}.{part}", None)
+                if fused is not None:
+                    state.update(zip((f"{name}.{p}.{part}" for p in "qkv"), fused.chunk(3), strict=True))
+        kept = self.net.state_dict().keys()
+        load_exactly(self.net, {k: v for k, v in state.items() if k in kept or k not in self._published}, self.name)
+
+    def fix_size(self, height: int, width: int) -> None:
+        """Resamples a stored position embedding once; an export would lose the antialiasing of doing it each time."""
+        settle = getattr(self.net, "set_input_size", None)
+        if settle is not None and not self.pyramid:
+            multiple = max(self.strides)
+            settle(img_size=tuple(side + -side % multiple for side in (height, width)))
+
+    def forward(self, x: Tensor, gsd_m: float = 10.0) -> list[Tensor]:
+        height, width = x.shape[-2:]
+        x = pad_to_multiple(x[:, self._order], max(self.strides))
+        features: Any = self.net.forward_intermediates
+        maps = features(x, indices=self._taps, norm=not self.pyramid, intermediates_only=True)
+        return [crop_map(m, height, width, s) for m, s in zip(maps, self.strides, strict=True)]
+
+    def _by_name(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Names by position; every shape and the last part of every name must agree."""
+        pairs = list(zip(self._published.items(), state.items(), strict=False))
+        agree = all(
+            shape == tensor.shape and own.rpartition(".")[2] == name.rpartition(".")[2]
+            for (own, shape), (name, tensor) in pairs
+        )
+        if len(state) != len(self._published) or not agree:
+            raise WeightsError(
+                f"The file does not hold the weights of {self.name}: its tensors have other shapes.",
+                "Take the published file.",
+                "WEIGHTS_KEYS",
+            )
+        return {own: tensor for (own, _), (_, tensor) in pairs}
+
+
+class SplitQkv(nn.Module):
+    """A fused qkv layer as three linears, so that each can be adapted by itself."""
+
+    def __init__(self, fused: nn.Linear) -> None:
+        super().__init__()
+        dim = fused.out_features // 3
+        bias = fused.bias is not None
+        parts = [nn.Linear(fused.in_features, dim, bias) for _ in range(3)]
+        with torch.no_grad():
+            for i, part in enumerate(parts):
+                part.weight.copy_(fused.weight[i * dim : (i + 1) * dim])
+                if bias:
+                    part.bias.copy_(fused.bias[i * dim : (i + 1) * dim])
+        self.q, self.k, self.v = parts
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.q(x), self.k(x), self.v(x)], dim=-1)
+
+
+def _create(name: str, options: Mapping[str, Any]) -> nn.Module:
+    """The network for images of any size, if it can be had so."""
+    import timm
+
+    for flexible in ({"dynamic_img_size": True}, {"strict_img_size": False}, {}):
+        try:
+            net: nn.Module = timm.create_model(name, pretrained=False, **{**flexible, **options})
+        except TypeError:
+            continue
+        if hasattr(net, "forward_intermediates") and hasattr(net, "prune_intermediate_layers"):
+            return net
+        break
+    raise JobError(f"{name} gives no intermediate features.", "Choose another backbone.", "BACKBONE_UNSUITABLE")
+
+
+def _probe(name: str, net: Any) -> list[tuple[int, int]]:
+    """Channels and stride of every map, found by running the network once on a small blank image."""
+    patch = getattr(getattr(net, "patch_embed", None), "patch_size", 1)
+    patch = patch[0] if isinstance(patch, Sequence) else patch
+    side = patch * -(-64 // patch)
+    was_training = net.training
+    try:
+        with torch.no_grad():
+            maps = net.eval().forward_intermediates(torch.zeros(1, 3, side, side), intermediates_only=True)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise JobError(
+            f"{name} takes images of one size only.", "Choose another backbone.", "BACKBONE_UNSUITABLE"
+        ) from error
+    net.train(was_training)
+    return [(m.shape[1], round(side / m.shape[-1])) for m in maps]
+
+
+def _taps(strides: list[int]) -> list[int]:
+    if len(set(strides)) > 1:
+        last = {stride: i for i, stride in enumerate(strides) if 2 <= stride <= MAX_STRIDE}
+        return sorted(last.values())
+    count = min(4, len(strides))
+    return [(i + 1) * len(strides) // count - 1 for i in range(count)]
+
+
+def _split_qkv(net: nn.Module) -> list[str]:
+    """Splits every fused qkv layer that is called as a layer; names of those split."""
+    found = [
+        (name, parent, layer)
+        for name, parent in net.named_modules()
+        if isinstance(layer := getattr(parent, "qkv", None), nn.Linear)
+        # Some networks use the layer's weight by hand with a bias of their own, past any module put in its place.
+        and layer.out_features % 3 == 0
+        and getattr(parent, "q_bias", None) is None
+    ]
+    for _, parent, layer in found:
+        parent.qkv = SplitQkv(layer)
+    return [f"{name}.qkv" for name, _, _ in found]
+
+
+def _lora_targets(backbone: nn.Module) -> tuple[str, ...]:
+    """q, v and the feed-forward layers of transformers; pointwise convolutions except those of channel attention."""
+
+    def wanted(name: str, module: nn.Module) -> bool:
+        if isinstance(module, nn.Linear):
+            return name.rpartition(".")[2] in LORA_LINEARS
+        pointwise = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1
+        return pointwise and ".se." not in name
+
+    return tuple(name for name, module in backbone.named_modules() if wanted(name, module))

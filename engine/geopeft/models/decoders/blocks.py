@@ -1,0 +1,26 @@
+"""What decoders are made of. Everything looks at near pixels only, so that windows of a raster blend without seams."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class PixelNorm(nn.Module):
+    """Layer normalisation over the channels of each pixel of (B, D, H, W)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed: Tensor = self.norm(x.permute(0, 2, 3, 1))
+        return normed.permute(0, 3, 1, 2)
+
+
+class ConvBlock(nn.Sequential):
+    """3x3 convolution, normalisation, GELU; the size stays."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__(
+            nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False), PixelNorm(channels_out), nn.GELU()
+        )

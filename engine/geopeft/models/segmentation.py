@@ -1,0 +1,258 @@
+"""backbone -> adapter -> decoder -> head: a raster's chip in, logits out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from geopeft.errors import BandError, JobError, WeightsError
+from geopeft.events import Reporter
+from geopeft.models.adapters import ADAPTERS
+from geopeft.models.adapters.adapter import Adapter, require_fit
+from geopeft.models.backbones import BACKBONES
+from geopeft.models.backbones.backbone import Backbone
+from geopeft.models.decoders import DECODERS
+from geopeft.models.registry import BackboneCard, load_builder
+from geopeft.models.sizes import resize, resize_to_grid, resized_side
+from geopeft.models.spec import ModelSpec
+from geopeft.models.weights import fetch, file_sha256, load_state
+
+OUTLIER = 10.0
+
+
+@dataclass(frozen=True)
+class BaseWeights:
+    """Which published weights a model stands on. `sha256` is empty where there are none."""
+
+    file: str
+    sha256: str
+    revision: str
+    licence: str
+    how: str
+
+
+class SegmentationModel(nn.Module):
+    """Raw chips (B, C, H, W) float32 in raster units, invalid pixels filled -> logits (B, K, H, W) float32.
+
+    All constants that bring raster values to the network are buffers, so an export carries them.
+    """
+
+    def __init__(self, spec: ModelSpec, card: BackboneCard, backbone: Backbone, adapter: Adapter | None) -> None:
+        super().__init__()
+        self.spec = spec
+        self.card = card
+        self.adapter = adapter
+        self.base_weights = BaseWeights("", "", "", card.licence, "random values")
+        self.backbone = backbone
+        self._set_constants(spec, card)
+        strides = [max(1, round(stride / spec.resample)) for stride in backbone.strides]
+        self.strides = strides
+        self.decoder = load_builder(DECODERS[spec.decoder].builder)(
+            list(backbone.out_channels), strides, len(spec.bands), num_classes=spec.num_classes
+        )
+        self.head = nn.Conv2d(self.decoder.out_channels, spec.num_classes, 1)
+        _init_head(self.head)
+
+    def forward(self, raw: Tensor) -> Tensor:
+        canonical = raw * self.scale + self.offset
+        standardised = ((canonical - self.mean) / self.std).clamp(-OUTLIER, OUTLIER)
+        if self.card.bands:
+            inputs = canonical[:, self.backbone_order] * self.backbone_scale + self.backbone_offset
+        else:
+            inputs = standardised
+        features = self._features(inputs)
+        logits: Tensor = self.head(self.decoder(features, standardised))
+        return logits.float()
+
+    def train(self, mode: bool = True) -> SegmentationModel:
+        """Batch statistics and stochastic depth of a backbone that is not fully tuned stay as in evaluation."""
+        super().train(mode)
+        if self.adapter is None or not self.adapter.trains_statistics:
+            self.backbone.eval()
+        return self
+
+    def fix_size(self, height: int, width: int) -> None:
+        """Makes this a model for chips of one size, before it is exported; it cannot be stored afterwards."""
+        side = [resized_side(n, self.spec.resample) for n in (height, width)]
+        self.backbone.fix_size(side[0], side[1])
+
+    def trainable_state(self) -> dict[str, Tensor]:
+        """What a package stores: adapter.*, decoder.* and head.*, detached, on the CPU."""
+        if self.adapter is None:
+            raise JobError("A model opened for prediction has no separate adapter.", "Build it with merged=False.")
+        parts = {
+            "adapter": self.adapter.state(self.backbone),
+            "decoder": self.decoder.state_dict(),
+            "head": self.head.state_dict(),
+        }
+        return {
+            f"{part}.{key}": value.detach().to("cpu", copy=True).contiguous()
+            for part, tensors in parts.items()
+            for key, value in tensors.items()
+        }
+
+    def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:
+        """Puts back what `trainable_state` gave, such as the best weights; PackageError unless it fits exactly."""
+        if self.adapter is None:
+            raise JobError("A model opened for prediction takes no adapter.", "Build it with merged=False.")
+        parts = split_state(state)
+        self.adapter.load(self.backbone, parts["adapter"])
+        self.load_decoder(parts)
+
+    def load_decoder(self, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Decoder and head of a state that `split_state` has divided."""
+        for part, module in (("decoder", self.decoder), ("head", self.head)):
+            require_fit(parts[part], {k: tuple(v.shape) for k, v in module.state_dict().items()}, part)
+            module.load_state_dict(dict(parts[part]))
+
+    def _features(self, inputs: Tensor) -> list[Tensor]:
+        resample = self.spec.resample
+        if resample == 1:
+            return self.backbone(inputs, gsd_m=self.spec.gsd_m)
+        height, width = inputs.shape[-2:]
+        maps = self.backbone(resize(inputs, resample), gsd_m=self.spec.gsd_m / resample)
+        # Strides in pixels of the raster, to whole pixels: the decoder sees maps of ceil(H / stride) rows.
+        return [
+            resize_to_grid(m, own / resample / stride, -(-height // stride), -(-width // stride))
+            for m, own, stride in zip(maps, self.backbone.strides, self.strides, strict=True)
+        ]
+
+    def _set_constants(self, spec: ModelSpec, card: BackboneCard) -> None:
+        def column(values: list[float]) -> Tensor:
+            return torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
+
+        bands = spec.bands
+        fed = _fed_bands(spec, card)
+        self.scale: Tensor
+        self.offset: Tensor
+        self.mean: Tensor
+        self.std: Tensor
+        self.backbone_scale: Tensor
+        self.backbone_offset: Tensor
+        self.backbone_order: Tensor
+        self.register_buffer("scale", column([band.scale for band in bands]), persistent=False)
+        self.register_buffer("offset", column([band.offset for band in bands]), persistent=False)
+        self.register_buffer("mean", column([band.mean for band in bands]), persistent=False)
+        self.register_buffer("std", column([band.std for band in bands]), persistent=False)
+        self.register_buffer("backbone_scale", column([bands[i].backbone_scale for i in fed]), persistent=False)
+        self.register_buffer("backbone_offset", column([bands[i].backbone_offset for i in fed]), persistent=False)
+        self.register_buffer("backbone_order", torch.tensor(fed, dtype=torch.long), persistent=False)
+
+
+def build_model(
+    spec: ModelSpec,
+    state: Mapping[str, Tensor] | None = None,
+    *,
+    weights_dir: str = "",
+    reporter: Reporter | None = None,
+    merged: bool = False,
+    pretrained: bool = True,
+    weights_sha256: str = "",
+) -> SegmentationModel:
+    """See `geopeft.models.build`."""
+    card = BACKBONES[spec.backbone]
+    adapter: Adapter = load_builder(ADAPTERS[spec.adapter].builder)()
+    if spec.adapter not in card.adapters:
+        raise JobError(
+            f"The backbone {card.name} cannot be used with the adapter '{spec.adapter}'.",
+            f"Choose one of: {', '.join(card.adapters)}.",
+            "ADAPTER_UNSUITABLE",
+        )
+    names = tuple(spec.bands[i].backbone_band for i in _fed_bands(spec, card))
+    if not card.bands:
+        names = tuple(band.name for band in spec.bands)
+    backbone: Backbone = load_builder(card.builder)(card, names, **card.options)
+    base = None
+    # A fully tuned backbone is in the state whole.
+    if pretrained and card.pretrained and not (state is not None and adapter.stores_backbone):
+        base = _load_pretrained(backbone, card, weights_dir, reporter, weights_sha256)
+    parts = split_state(state) if state is not None else None
+    if merged and parts is not None:
+        adapter.merge(backbone, parts["adapter"], spec)
+        backbone.requires_grad_(False)
+    else:
+        adapter.apply(backbone, spec)
+    model = SegmentationModel(spec, card, backbone, None if merged else adapter)
+    if base is not None:
+        model.base_weights = base
+    if parts is not None:
+        if not merged:
+            adapter.load(backbone, parts["adapter"])
+        model.load_decoder(parts)
+    return model.eval()
+
+
+def describe_parameters(model: SegmentationModel) -> dict[str, int]:
+    """How many values there are, how many are trained, and how many of those in the backbone."""
+
+    def count(module: nn.Module, trained_only: bool) -> int:
+        return sum(p.numel() for p in module.parameters() if p.requires_grad or not trained_only)
+
+    return {
+        "total": count(model, False),
+        "trainable": count(model, True),
+        "backbone_total": count(model.backbone, False),
+        "backbone_trainable": count(model.backbone, True),
+    }
+
+
+def split_state(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """A package's tensors by part: adapter, decoder, head. A name of no part stays under its own and fails there."""
+    parts: dict[str, dict[str, Tensor]] = {"adapter": {}, "decoder": {}, "head": {}}
+    for key, value in state.items():
+        part, _, name = key.partition(".")
+        if part in parts:
+            parts[part][name] = value
+        else:
+            parts["adapter"][key] = value
+    return parts
+
+
+def _fed_bands(spec: ModelSpec, card: BackboneCard) -> list[int]:
+    """Indices of the bands that feed the backbone, in the order of its card."""
+    where = {band.backbone_band: i for i, band in enumerate(spec.bands) if band.backbone_band}
+    fed = [where[band.name] for band in card.bands if band.name in where]
+    if len(fed) != sum(1 for band in spec.bands if band.backbone_band):
+        known = ", ".join(band.name for band in card.bands)
+        raise BandError(
+            f"The model's bands name a band that {card.name} does not have, or name one twice.",
+            f"Its bands are: {known or 'all'}.",
+            "BANDS_UNKNOWN",
+        )
+    return fed
+
+
+def _load_pretrained(
+    backbone: Backbone, card: BackboneCard, weights_dir: str, reporter: Reporter | None, wanted_sha256: str
+) -> BaseWeights:
+    found = fetch(card, weights_dir, reporter)
+    sha256 = file_sha256(found.path)
+    if wanted_sha256 and sha256 != wanted_sha256:
+        raise WeightsError(
+            f"The model was fitted on other weights of {card.name} than {found.path}: their sha256 is "
+            f"{wanted_sha256}, of this file {sha256}.",
+            "Put the weights that the model was fitted on into your weights folder.",
+            "WEIGHTS_CHECKSUM",
+        )
+    backbone.load_weights(load_state(found.path, card))
+    base = BaseWeights(found.path.name, sha256, card.weights.revision, card.licence, found.how)
+    if reporter is not None:
+        revision = f", revision {base.revision[:12]}" if base.revision else ""
+        reporter.message(
+            f"Backbone {card.name} with the weights {base.file} (sha256 {sha256[:12]}{revision}, licence "
+            f"{base.licence or 'unknown'}) from {base.how}."
+        )
+    return base
+
+
+def _init_head(head: nn.Conv2d) -> None:
+    """Small logits at the start, so that no class is favoured; the identity where the decoder already gives classes."""
+    if head.bias is not None:
+        nn.init.zeros_(head.bias)
+    if head.in_channels == head.out_channels:
+        nn.init.dirac_(head.weight)
+    else:
+        nn.init.normal_(head.weight, std=0.02)

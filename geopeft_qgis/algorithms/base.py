@@ -1,0 +1,367 @@
+"""What all algorithms share: parameters that mean the same everywhere, and the run of the engine."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Optional
+
+from qgis.core import (
+    QgsProcessing,
+    QgsProcessingAlgorithm,
+    QgsProcessingContext,
+    QgsProcessingException,
+    QgsProcessingFeatureSourceDefinition,
+    QgsProcessingFeedback,
+    QgsProcessingParameterDefinition,
+    QgsProcessingParameterEnum,
+    QgsProcessingParameterFeatureSource,
+    QgsProcessingParameterField,
+    QgsProcessingParameterFile,
+    QgsProcessingParameterFileDestination,
+    QgsProcessingParameterMultipleLayers,
+    QgsProcessingParameterNumber,
+    QgsProcessingParameterRasterLayer,
+    QgsProcessingParameterString,
+    QgsProcessingUtils,
+    QgsVectorLayer,
+)
+from qgis.PyQt.QtCore import QCoreApplication
+from qgis.PyQt.QtGui import QIcon
+
+from .. import settings
+from ..engine_process import PROTOCOL, EngineCanceled, EngineError, run
+from ..layers import LayerError, LabelFile, raster_label_classes, raster_path, write_labels
+
+MODEL_FILTER = "GeoPEFT model (*.geopeft)"
+PATHS = frozenset(("model", "out", "onnx", "json_file", "weights_dir"))
+STAGES = {
+    "download": "Downloading weights:",
+    "labels": "Reading labels:",
+    "label raster": "Reading labels:",
+    "fit": "Training: step",
+    "predict": "Mapping:",
+    "evaluate": "Evaluating:",
+    "vectorize": "Drawing polygons:",
+    "export": "Exporting:",
+}
+
+
+class EngineAlgorithm(QgsProcessingAlgorithm):
+    """An algorithm whose work is one job of the engine.
+
+    A subclass says what layers become which files (`inputs`, in the main thread), what the other parameters mean
+    (`choices`), and what Processing gets back (`results`). A feedback object with a method `metric(event)` is told
+    the engine's figures as they come.
+    """
+
+    JOB = ""
+    STAGE_ENDS: Mapping[str, float] = {}
+    TITLE = ""
+    HELP = ""
+    TAGS: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._inputs: dict[str, Any] = {}
+        self._folder = Path()
+        self._command: list[str] = []
+        self._notes: list[str] = []
+
+    def inputs(self, parameters: dict[str, Any], context: QgsProcessingContext, folder: Path) -> dict[str, Any]:
+        """Fields of the job that come from layers; snapshots go into `folder`."""
+        raise NotImplementedError
+
+    def choices(self, parameters: dict[str, Any], context: QgsProcessingContext) -> dict[str, Any]:
+        """The other fields of the job."""
+        raise NotImplementedError
+
+    def results(
+        self, outputs: Mapping[str, Any], job: Mapping[str, Any], parameters: dict[str, Any], context: QgsProcessingContext
+    ) -> dict[str, Any]:
+        """What Processing gets back, from the outputs of the engine."""
+        raise NotImplementedError
+
+    def job(self, parameters: dict[str, Any], context: QgsProcessingContext, folder: Path) -> dict[str, Any]:
+        """The whole job for these parameters."""
+        return self._compose(self.inputs(parameters, context, folder), self.choices(parameters, context))
+
+    def prepareAlgorithm(  # noqa: N802
+        self, parameters: dict[str, Any], context: QgsProcessingContext, feedback: QgsProcessingFeedback
+    ) -> bool:
+        """In the main thread: everything that touches layers."""
+        self._folder = Path(tempfile.mkdtemp(prefix="geopeft-", dir=QgsProcessingUtils.tempFolder()))
+        try:
+            self._command = settings.engine_command()
+            self._inputs = self.inputs(parameters, context, self._folder)
+        except (LayerError, settings.EngineMissing) as error:
+            raise QgsProcessingException(str(error)) from error
+        return True
+
+    def processAlgorithm(  # noqa: N802
+        self, parameters: dict[str, Any], context: QgsProcessingContext, feedback: QgsProcessingFeedback
+    ) -> dict[str, Any]:
+        """In any thread: runs the engine and passes on what it says."""
+        job = self._compose(self._inputs, self.choices(parameters, context))
+        for note in self._notes:
+            feedback.pushInfo(note)
+        try:
+            outputs = run(self._command, job, self._folder, _Listener(feedback, self.STAGE_ENDS), feedback.isCanceled)
+        except EngineCanceled:
+            return {}
+        except (EngineError, OSError) as error:
+            feedback.pushConsoleInfo(getattr(error, "log_tail", ""))
+            feedback.pushConsoleInfo(self.tr("Log of the engine: {path}").format(path=self._folder / "engine.log"))
+            raise QgsProcessingException(str(error)) from error
+        return self.results(outputs, job, parameters, context)
+
+    def _compose(self, inputs: Mapping[str, Any], choices: Mapping[str, Any]) -> dict[str, Any]:
+        job = {"job": self.JOB, "protocol": PROTOCOL, **inputs, **choices}
+        # The engine runs in a folder of its own, where a relative path would mean something else.
+        return {key: os.path.abspath(value) if value and key in PATHS else value for key, value in job.items()}
+
+    def _rasters(self, parameters: dict[str, Any], name: str, context: QgsProcessingContext) -> list[str]:
+        layers = self.parameterAsLayerList(parameters, name, context)
+        if not layers:
+            raise LayerError("No raster is chosen, or it cannot be read. Choose a raster layer or file.")
+        return [raster_path(layer) for layer in layers]
+
+    def _label_fields(self, parameters: dict[str, Any], context: QgsProcessingContext, folder: Path) -> dict[str, Any]:
+        """`labels`, `class_field` and `classes` from a vector layer, or else from a label raster."""
+        if parameters.get("LABELS"):
+            class_field = self._class_field(parameters, context)
+            labels = self._snapshot(parameters, "LABELS", context, class_field, folder / "labels.gpkg")
+            if labels.without_class:
+                self._notes.append(f"{labels.without_class} label(s) without a class are left out.")
+            return {"labels": labels.spec, "class_field": labels.class_field, "classes": labels.classes}
+        layer = self.parameterAsRasterLayer(parameters, "LABEL_RASTER", context)
+        if layer is None:
+            raise LayerError("No labels are chosen. Choose a label layer, or a label raster.")
+        return {"labels": raster_path(layer), "classes": raster_label_classes(layer)}
+
+    def _class_field(self, parameters: dict[str, Any], context: QgsProcessingContext) -> str:
+        """The class field; where it was not named, `class`, or the only field besides the id."""
+        named = self.parameterAsString(parameters, "CLASS_FIELD", context)
+        if named:
+            return named
+        source = self.parameterAsSource(parameters, "LABELS", context)
+        names = [f.name() for f in source.fields()] if source else []
+        if "class" in names:
+            return "class"
+        names = [name for name in names if name.lower() not in ("fid", "id", "ogc_fid")]
+        if len(names) == 1:
+            return names[0]
+        raise LayerError(f"The class field is not chosen. Choose one of the labels' fields: {', '.join(names) or 'none'}.")
+
+    def _snapshot(
+        self, parameters: dict[str, Any], name: str, context: QgsProcessingContext, class_field: str, path: Path
+    ) -> LabelFile:
+        source = self.parameterAsSource(parameters, name, context)
+        if source is None:
+            raise LayerError(f"The vector layer of {name} cannot be read. Choose another layer or file.")
+        layer = self._styled_layer(parameters, name, context)
+        return write_labels(source, layer, class_field, path)
+
+    def _styled_layer(
+        self, parameters: dict[str, Any], name: str, context: QgsProcessingContext
+    ) -> Optional[QgsVectorLayer]:
+        """The layer behind a source, for its colours. QGIS 3.22 does not find it behind 'selected features only'."""
+        value = parameters.get(name)
+        if not isinstance(value, QgsProcessingFeatureSourceDefinition):
+            return self.parameterAsVectorLayer(parameters, name, context)
+        text, _ = value.source.valueAsString(context.expressionContext())
+        layer = QgsProcessingUtils.mapLayerFromString(text, context)
+        return layer if isinstance(layer, QgsVectorLayer) else None
+
+    def _shapes(
+        self, parameters: dict[str, Any], name: str, context: QgsProcessingContext, folder: Path
+    ) -> Optional[str]:
+        """FILE:layer of an optional polygon layer, or None where it is not given."""
+        if not parameters.get(name):
+            return None
+        return self._snapshot(parameters, name, context, "", folder / f"{name.lower()}.gpkg").spec
+
+    def _device_fields(self, parameters: dict[str, Any], context: QgsProcessingContext) -> dict[str, Any]:
+        weights = self.parameterAsString(parameters, "WEIGHTS_DIR", context) or settings.weights_folder()
+        return {"device": self.parameterAsEnumString(parameters, "DEVICE", context), "weights_dir": weights}
+
+    def _band_names(self, parameters: dict[str, Any], context: QgsProcessingContext) -> list[str]:
+        text = self.parameterAsString(parameters, "BANDS", context)
+        return [part.strip() for part in text.split(",") if part.strip()]
+
+    def add_advanced(self, parameter: QgsProcessingParameterDefinition) -> None:
+        """Adds a parameter that is folded away at first."""
+        parameter.setFlags(parameter.flags() | QgsProcessingParameterDefinition.Flag.FlagAdvanced)
+        self.addParameter(parameter)
+
+    def add_labels(self) -> None:
+        """Vector labels with their class field, or a label raster instead."""
+        any_shape = [QgsProcessing.SourceType.TypeVectorAnyGeometry]
+        self.addParameter(
+            QgsProcessingParameterFeatureSource("LABELS", self.tr("Labels"), any_shape, optional=True)
+        )
+        self.addParameter(
+            QgsProcessingParameterField(
+                "CLASS_FIELD", self.tr("Field with the class"), parentLayerParameterName="LABELS", optional=True
+            )
+        )
+        self.addParameter(
+            QgsProcessingParameterRasterLayer("LABEL_RASTER", self.tr("Label raster, instead of labels"), optional=True)
+        )
+
+    def add_rasters(self) -> None:
+        """One raster or several."""
+        kind = QgsProcessing.SourceType.TypeRaster
+        self.addParameter(QgsProcessingParameterMultipleLayers("RASTERS", self.tr("Rasters"), kind))
+
+    def add_model_file(self) -> None:
+        """A model package to read."""
+        self.addParameter(
+            QgsProcessingParameterFile("MODEL", self.tr("Model"), fileFilter=self.tr(MODEL_FILTER))
+        )
+
+    def add_text(self, name: str, title: str, default: str = "", advanced: bool = False) -> None:
+        """A line of text that may be empty."""
+        parameter = QgsProcessingParameterString(name, title, defaultValue=default, optional=True)
+        self.add_advanced(parameter) if advanced else self.addParameter(parameter)
+
+    def add_choice(self, name: str, title: str, names: tuple[str, ...], default: str) -> None:
+        """One of a few names; scripts give the name itself."""
+        self.add_advanced(
+            QgsProcessingParameterEnum(name, title, list(names), False, default, usesStaticStrings=True)
+        )
+
+    def add_whole_number(self, name: str, title: str, default: int, maximum: int) -> None:
+        """A whole number from 0."""
+        kind = QgsProcessingParameterNumber.Type.Integer
+        self.add_advanced(QgsProcessingParameterNumber(name, title, kind, default, minValue=0, maxValue=maximum))
+
+    def add_figures(self) -> None:
+        """A JSON file with the figures."""
+        self.addParameter(
+            QgsProcessingParameterFileDestination(
+                "FIGURES", self.tr("Figures"), self.tr("JSON (*.json)"), optional=True, createByDefault=False
+            )
+        )
+
+    def add_line_width(self) -> None:
+        """How wide line and point labels are."""
+        kind = QgsProcessingParameterNumber.Type.Double
+        title = self.tr("Width of line and point labels (pixels)")
+        self.add_advanced(QgsProcessingParameterNumber("LINE_WIDTH", title, kind, 3.0, minValue=0.1, maxValue=64.0))
+
+    def add_device(self) -> None:
+        """Where to compute, and where weights are."""
+        self.add_choice("DEVICE", self.tr("Device"), settings.DEVICES, settings.device())
+        folder = QgsProcessingParameterFile(
+            "WEIGHTS_DIR",
+            self.tr("Folder with pretrained weights"),
+            QgsProcessingParameterFile.Behavior.Folder,
+            optional=True,
+        )
+        self.add_advanced(folder)
+
+    def tr(self, text: str) -> str:
+        """Text in the user's language."""
+        return QCoreApplication.translate("GeoPEFT", text)
+
+    def createInstance(self) -> EngineAlgorithm:  # noqa: N802
+        return type(self)()
+
+    def name(self) -> str:
+        return self.JOB
+
+    def displayName(self) -> str:  # noqa: N802
+        return self.tr(self.TITLE)
+
+    def shortHelpString(self) -> str:  # noqa: N802
+        return self.tr(self.HELP)
+
+    def helpUrl(self) -> str:  # noqa: N802
+        return settings.HOMEPAGE
+
+    def tags(self) -> list[str]:
+        return [self.tr(tag) for tag in self.TAGS]
+
+    def icon(self) -> QIcon:
+        return QIcon(settings.resource("icons", "geopeft.svg"))
+
+    def svgIconPath(self) -> str:  # noqa: N802
+        return settings.resource("icons", "geopeft.svg")
+
+
+class _Listener:
+    """Turns the engine's events into Processing's feedback.
+
+    Args:
+        stage_ends: stage -> percentage of the whole job that is done when that stage is; others have no share.
+    """
+
+    def __init__(self, feedback: QgsProcessingFeedback, stage_ends: Mapping[str, float]) -> None:
+        self._feedback = feedback
+        self._ends = stage_ends
+        self._stage = ""
+        self._stage_start = 0.0
+        self._percent = 0.0
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        kind = event["event"]
+        if kind == "progress":
+            self._progress(event)
+        elif kind == "message":
+            self._message(event)
+        elif kind == "metric":
+            self._metric(event)
+        elif kind == "started":
+            self._feedback.pushInfo(f"Engine {event.get('engine', '')}, device {event.get('device', '')}")
+
+    def _progress(self, event: Mapping[str, Any]) -> None:
+        stage, current, total = str(event.get("stage", "")), event.get("current") or 0, event.get("total") or 0
+        eta = eta_text(event.get("eta_s"))
+        if stage != self._stage:
+            self._stage, self._stage_start = stage, self._percent
+        if total > 0 and stage in self._ends:
+            share = max(0.0, self._ends[stage] - self._stage_start)
+            self._percent = max(self._percent, self._stage_start + share * min(1.0, current / total))
+            self._feedback.setProgress(self._percent)
+        done = f" {current} of {total}" if stage != "download" else f" {current / 1e6:.0f} of {total / 1e6:.0f} MB"
+        self._feedback.setProgressText(f"{stage_text(stage)}{done}{', ' if eta else ''}{eta}")
+
+    def _message(self, event: Mapping[str, Any]) -> None:
+        text = str(event.get("text", ""))
+        if event.get("level") == "warning":
+            self._feedback.pushWarning(text)
+        else:
+            self._feedback.pushInfo(text)
+
+    def _metric(self, event: Mapping[str, Any]) -> None:
+        values = event.get("values") or {}
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if isinstance(value, (int, float)))
+        self._feedback.pushInfo(f"{event.get('stage', '')} step {event.get('step', '')}: {figures}")
+        listen = getattr(self._feedback, "metric", None)
+        if listen is not None:
+            listen(dict(event))
+
+
+def stage_text(stage: str) -> str:
+    """A stage's name for people."""
+    return QCoreApplication.translate("GeoPEFT", STAGES.get(stage, stage.replace("_", " ").capitalize() + ":"))
+
+
+def eta_text(seconds: Any) -> str:
+    """The time left, as people say it; empty where it is not known."""
+    if not isinstance(seconds, (int, float)) or seconds < 0:
+        return ""
+    if seconds < 90:
+        return f"about {max(1, round(seconds))} s left"
+    return f"about {round(seconds / 60)} min left"
+
+
+def figure(outputs: Mapping[str, Any], name: str, part: str) -> Optional[float]:
+    """One figure of outputs["figures"], or None where it is not there."""
+    figures = outputs.get("figures")
+    value = figures.get(name) if isinstance(figures, Mapping) else None
+    value = value.get(part) if isinstance(value, Mapping) else None
+    return float(value) if isinstance(value, (int, float)) else None

@@ -1,0 +1,136 @@
+"""Train a model: the engine's `fit`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qgis.core import (
+    QgsProcessing,
+    QgsProcessingContext,
+    QgsProcessingOutputNumber,
+    QgsProcessingParameterFeatureSource,
+    QgsProcessingParameterFileDestination,
+    QgsProcessingParameterNumber,
+)
+
+from .base import MODEL_FILTER, EngineAlgorithm, figure
+
+ADAPTERS = ("lora", "frozen", "full")
+DECODERS = ("unet", "linear")
+# What the dock and the help offer; any other name that the engine knows can be typed.
+BACKBONES = (
+    "auto",
+    "galileo_nano",
+    "galileo_tiny",
+    "galileo_base",
+    "tf_efficientnet_lite0",
+    "vit_base_patch16_224.augreg_in21k",
+    "scratch_unet",
+)
+
+
+class FitAlgorithm(EngineAlgorithm):
+    """Labels and rasters in, a model package out."""
+
+    JOB = "fit"
+    STAGE_ENDS = {"labels": 3.0, "label raster": 3.0, "download": 15.0, "fit": 100.0}
+    TITLE = "Train a model from labels"
+    TAGS = ("segmentation", "classification", "deep learning", "fine-tune", "LoRA", "foundation model", "land cover")
+    HELP = (
+        "Fine-tunes a pretrained geospatial model on your labels and writes it as one small file, which 'Apply a model' "
+        "turns into maps.\n\n"
+        "<b>Labels</b> are polygons, lines or points with their class in a text or integer field, or a raster of class "
+        "numbers. Edits that are not saved yet count. Only labelled pixels teach; where everything without a label is "
+        "one more class (buildings, for example), give that class a name in 'Background class'.\n\n"
+        "<b>Backbone</b>: auto chooses by bands and pixel size. Known names: " + ", ".join(BACKBONES[1:]) + ", and any "
+        "vision transformer or CNN that timm knows.\n\n"
+        "Part of the labels is held out to measure the accuracy; mIoU comes with its 95 % interval."
+    )
+
+    def initAlgorithm(self, configuration: Any = None) -> None:  # noqa: N802
+        """Declares parameters and outputs."""
+        polygons = [QgsProcessing.SourceType.TypeVectorPolygon]
+        any_shape = [QgsProcessing.SourceType.TypeVectorAnyGeometry]
+        minutes = QgsProcessingParameterNumber.Type.Double
+        self.add_rasters()
+        self.add_labels()
+        self.add_text("BACKBONE", self.tr("Backbone"), "auto")
+        self.add_text("BACKGROUND", self.tr("Background class, made of the unlabelled pixels"))
+        self.addParameter(
+            QgsProcessingParameterNumber(
+                "MAX_MINUTES", self.tr("Time limit in minutes (0: none)"), minutes, 0.0, minValue=0.0
+            )
+        )
+        area_title = self.tr("Area of the background class")
+        self.add_advanced(QgsProcessingParameterFeatureSource("AREA", area_title, polygons, optional=True))
+        held_out = self.tr("Validation labels, instead of a part of the labels")
+        self.add_advanced(
+            QgsProcessingParameterFeatureSource("VALIDATION_LABELS", held_out, any_shape, optional=True)
+        )
+        self.add_choice("ADAPTER", self.tr("Adapter"), ADAPTERS, ADAPTERS[0])
+        self.add_choice("DECODER", self.tr("Decoder"), DECODERS, DECODERS[0])
+        self.add_text("BANDS", self.tr("Bands, by name or number, with commas"), advanced=True)
+        self.add_line_width()
+        self.add_whole_number("SEED", self.tr("Random seed"), 0, 2**31 - 1)
+        self.add_whole_number("STEPS", self.tr("Training steps (0: chosen from the labels)"), 0, 1_000_000)
+        self.add_device()
+        self.addParameter(
+            QgsProcessingParameterFileDestination("MODEL", self.tr("Model"), fileFilter=self.tr(MODEL_FILTER))
+        )
+        self.add_figures()
+        for name, title in (
+            ("MIOU", self.tr("mIoU on held-out labels")),
+            ("MIOU_LOW", self.tr("mIoU, lower end of the 95 % interval")),
+            ("MIOU_HIGH", self.tr("mIoU, upper end of the 95 % interval")),
+        ):
+            self.addOutput(QgsProcessingOutputNumber(name, title))
+
+    def inputs(self, parameters: dict[str, Any], context: QgsProcessingContext, folder: Path) -> dict[str, Any]:
+        """Rasters, labels and the area, as files."""
+        fields = {
+            "rasters": self._rasters(parameters, "RASTERS", context),
+            **self._label_fields(parameters, context, folder),
+        }
+        area = self._shapes(parameters, "AREA", context, folder)
+        if area:
+            fields["area"] = area
+        if parameters.get("VALIDATION_LABELS"):
+            class_field = self._class_field(parameters, context)
+            path = folder / "validation.gpkg"
+            fields["validation_labels"] = self._snapshot(
+                parameters, "VALIDATION_LABELS", context, class_field, path
+            ).spec
+        return fields
+
+    def choices(self, parameters: dict[str, Any], context: QgsProcessingContext) -> dict[str, Any]:
+        """How to train, and where the model goes."""
+        return {
+            "out": self.parameterAsFileOutput(parameters, "MODEL", context),
+            "json_file": self.parameterAsFileOutput(parameters, "FIGURES", context),
+            "backbone": self.parameterAsString(parameters, "BACKBONE", context).strip() or "auto",
+            "adapter": self.parameterAsEnumString(parameters, "ADAPTER", context),
+            "decoder": self.parameterAsEnumString(parameters, "DECODER", context),
+            "bands": self._band_names(parameters, context),
+            "background": self.parameterAsString(parameters, "BACKGROUND", context).strip(),
+            "line_width_px": self.parameterAsDouble(parameters, "LINE_WIDTH", context),
+            "max_minutes": self.parameterAsDouble(parameters, "MAX_MINUTES", context),
+            "seed": self.parameterAsInt(parameters, "SEED", context),
+            "steps": self.parameterAsInt(parameters, "STEPS", context),
+            **self._device_fields(parameters, context),
+        }
+
+    def results(
+        self,
+        outputs: Mapping[str, Any],
+        job: Mapping[str, Any],
+        parameters: dict[str, Any],
+        context: QgsProcessingContext,
+    ) -> dict[str, Any]:
+        """The package, the figures, and the accuracy as numbers."""
+        numbers = {f"MIOU{suffix}": figure(outputs, "miou", part) for suffix, part in _INTERVAL}
+        return {"MODEL": job["out"], "FIGURES": job["json_file"] or None, **numbers}
+
+
+_INTERVAL = (("", "value"), ("_LOW", "low"), ("_HIGH", "high"))

@@ -1,0 +1,149 @@
+"""Apply a model: the engine's `predict`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qgis.core import (
+    QgsProcessing,
+    QgsProcessingContext,
+    QgsProcessingException,
+    QgsProcessingOutputLayerDefinition,
+    QgsProcessingOutputString,
+    QgsProcessingParameterFeatureSource,
+    QgsProcessingParameterRasterDestination,
+    QgsProcessingParameterRasterLayer,
+    QgsProcessingParameterVectorDestination,
+)
+
+from ..results import ResultStyler, classes_as_text
+from .base import EngineAlgorithm
+
+SIDECARS = (".aux.xml", ".ovr", ".msk")
+
+
+class PredictAlgorithm(EngineAlgorithm):
+    """A model package and a raster in, a class raster out."""
+
+    JOB = "predict"
+    STAGE_ENDS = {"download": 15.0, "predict": 95.0, "vectorize": 100.0}
+    TITLE = "Apply a model"
+    TAGS = ("segmentation", "classification", "map", "deep learning", "inference", "land cover")
+    HELP = (
+        "Maps a raster with a model made by 'Train a model from labels'. The class raster has the raster's grid and "
+        "comes in the class colours.\n\n"
+        "Optional: the <b>confidence</b> in percent, the map as <b>polygons</b>, and an <b>area of interest</b> outside "
+        "of which nothing is mapped."
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._map = ""
+
+    def initAlgorithm(self, configuration: Any = None) -> None:  # noqa: N802
+        """Declares parameters and outputs."""
+        area = [QgsProcessing.SourceType.TypeVectorPolygon]
+        polygon = QgsProcessing.SourceType.TypeVectorPolygon
+        self.add_model_file()
+        self.addParameter(QgsProcessingParameterRasterLayer("RASTER", self.tr("Raster")))
+        self.addParameter(
+            QgsProcessingParameterFeatureSource("AOI", self.tr("Area of interest"), area, optional=True)
+        )
+        self.add_text("BANDS", self.tr("Bands, by name or number, with commas"), advanced=True)
+        self.add_device()
+        self.addParameter(QgsProcessingParameterRasterDestination("OUTPUT", self.tr("Class raster")))
+        self.addParameter(
+            QgsProcessingParameterRasterDestination(
+                "CONFIDENCE", self.tr("Confidence"), optional=True, createByDefault=False
+            )
+        )
+        self.addParameter(
+            QgsProcessingParameterVectorDestination(
+                "POLYGONS", self.tr("Polygons"), polygon, optional=True, createByDefault=False
+            )
+        )
+        self.addOutput(QgsProcessingOutputString("CLASSES", self.tr("Classes with their colours, as JSON")))
+
+    def inputs(self, parameters: dict[str, Any], context: QgsProcessingContext, folder: Path) -> dict[str, Any]:
+        """The raster and the area of interest, as files."""
+        fields: dict[str, Any] = {"rasters": self._rasters(parameters, "RASTER", context)}
+        area = self._shapes(parameters, "AOI", context, folder)
+        return {**fields, "aoi": area} if area else fields
+
+    def checkParameterValues(  # noqa: N802
+        self, parameters: dict[str, Any], context: QgsProcessingContext
+    ) -> tuple[bool, str]:
+        """Only the formats that the engine writes."""
+        for name, suffixes in (("OUTPUT", (".tif", ".tiff")), ("CONFIDENCE", (".tif", ".tiff")), ("POLYGONS", (".gpkg",))):
+            path = destination_text(parameters.get(name), context)
+            if path and path != QgsProcessing.TEMPORARY_OUTPUT and not path.lower().endswith(suffixes):
+                return False, self.tr("{name} must end with {suffix}, not as in {path}.").format(
+                    name=name, suffix=suffixes[0], path=path
+                )
+        return super().checkParameterValues(parameters, context)
+
+    def choices(self, parameters: dict[str, Any], context: QgsProcessingContext) -> dict[str, Any]:
+        """The model, and what to write."""
+        # Asked for once: each time, a temporary output gets another name.
+        self._map = self.parameterAsOutputLayer(parameters, "OUTPUT", context)
+        return {
+            "model": self.parameterAsFile(parameters, "MODEL", context),
+            "out": self._map,
+            "confidence": bool(parameters.get("CONFIDENCE")),
+            "polygons": bool(parameters.get("POLYGONS")),
+            "bands": self._band_names(parameters, context),
+            **self._device_fields(parameters, context),
+        }
+
+    def results(
+        self,
+        outputs: Mapping[str, Any],
+        job: Mapping[str, Any],
+        parameters: dict[str, Any],
+        context: QgsProcessingContext,
+    ) -> dict[str, Any]:
+        """The layers at the places that were asked for, and their styles."""
+        entry = outputs["rasters"][0]
+        classes = entry.get("classes") or []
+        results: dict[str, Any] = {"OUTPUT": self._map, "CLASSES": classes_as_text(classes)}
+        ResultStyler.attach(context, self._map, "class_raster", classes, job["model"])
+        for name, kind in (("CONFIDENCE", "confidence"), ("POLYGONS", "polygons")):
+            if job[kind] and entry.get(kind):
+                wanted = self.parameterAsOutputLayer(parameters, name, context)
+                try:
+                    move(Path(entry[kind]), Path(wanted))
+                except OSError as error:
+                    raise QgsProcessingException(
+                        f"{wanted} cannot be written ({error.strerror}); the result is at {entry[kind]}."
+                    ) from error
+                ResultStyler.attach(context, wanted, kind, classes, job["model"])
+                results[name] = wanted
+        return results
+
+
+def destination_text(value: Any, context: QgsProcessingContext) -> str:
+    """The text behind the value of a destination parameter."""
+    if isinstance(value, QgsProcessingOutputLayerDefinition):
+        return value.sink.valueAsString(context.expressionContext())[0]
+    return str(value or "")
+
+
+def move(source: Path, target: Path) -> None:
+    """Moves a file and those that belong to it; on another disk too, the target is whole or untouched."""
+    if source.resolve() == target.resolve():
+        return
+    for suffix in ("", *SIDECARS):
+        piece, wanted = Path(f"{source}{suffix}"), Path(f"{target}{suffix}")
+        if not piece.exists():
+            continue
+        try:
+            os.replace(piece, wanted)
+        except OSError:
+            partial = Path(f"{wanted}.part")
+            shutil.copyfile(piece, partial)
+            os.replace(partial, wanted)
+            piece.unlink()

@@ -1,0 +1,1 @@
+"""Windows. They run the toolbox's algorithms and own no logic."""

@@ -1,0 +1,202 @@
+"""Results of the engine as styled layers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+from qgis.core import (
+    QgsCategorizedSymbolRenderer,
+    QgsColorRampShader,
+    QgsFillSymbol,
+    QgsLayerTree,
+    QgsLayerTreeGroup,
+    QgsLayerTreeLayer,
+    QgsMapLayer,
+    QgsPalettedRasterRenderer,
+    QgsProcessingContext,
+    QgsProcessingFeedback,
+    QgsProcessingLayerPostProcessorInterface,
+    QgsProject,
+    QgsRasterLayer,
+    QgsRasterRange,
+    QgsRasterShader,
+    QgsRendererCategory,
+    QgsSingleBandPseudoColorRenderer,
+    QgsVectorLayer,
+)
+from qgis.PyQt.QtGui import QColor
+
+from .layers import LayerError
+
+CONFIDENCE_NODATA = 255
+# Light where the map is sure, dark where a look is worth it: percent -> colour (from the viridis ramp).
+CONFIDENCE_RAMP = ((0, "#440154"), (25, "#3b528b"), (50, "#21918c"), (75, "#5ec962"), (100, "#fde725"))
+MODEL_PROPERTY = "geopeft/model"
+
+
+def load_result(outputs: Mapping[str, Any], project: QgsProject, group_name: str, model: str = "") -> list[QgsMapLayer]:
+    """Adds what a predict job wrote to the project, styled, in a group of its own.
+
+    The group goes to the top, but below vector layers that are there, so that labels stay in sight.
+
+    Args:
+        outputs: the outputs of the engine's predict job.
+        project: where the layers go.
+        group_name: name of the group in the layer tree.
+        model: path of the model package, kept in the layers' metadata.
+
+    Returns:
+        The layers, the first class raster first. LayerError where a file cannot be read.
+    """
+    layers: list[QgsMapLayer] = []
+    for entry in outputs["rasters"]:
+        prefix = f"{Path(entry['class_raster']).stem} " if len(outputs["rasters"]) > 1 else ""
+        classes = entry.get("classes") or []
+        layers.append(style_class_raster(_raster(entry["class_raster"], f"{prefix}map"), classes))
+        if entry.get("polygons"):
+            layers.append(style_polygons(_vector(entry["polygons"], f"{prefix}polygons"), classes))
+        if entry.get("confidence"):
+            layers.append(style_confidence(_raster(entry["confidence"], f"{prefix}confidence")))
+    root = project.layerTreeRoot()
+    group = root.insertGroup(_leading_vectors(root), group_name)
+    for layer in layers:
+        remember_model(layer, model)
+        project.addMapLayer(layer, False)
+        _show_in(group, layer)
+    group.setExpanded(True)
+    return layers
+
+
+def _leading_vectors(root: QgsLayerTree) -> int:
+    count = 0
+    for node in root.children():
+        if not (isinstance(node, QgsLayerTreeLayer) and isinstance(node.layer(), QgsVectorLayer)):
+            break
+        count += 1
+    return count
+
+
+def _show_in(group: QgsLayerTreeGroup, layer: QgsMapLayer) -> None:
+    node = group.addLayer(layer)
+    is_class_raster = isinstance(layer.renderer(), QgsPalettedRasterRenderer)
+    node.setItemVisibilityChecked(is_class_raster)
+    node.setExpanded(is_class_raster)
+
+
+def _raster(path: str, name: str) -> QgsRasterLayer:
+    options = QgsRasterLayer.LayerOptions(False)
+    layer = QgsRasterLayer(path, name, "gdal", options)
+    if not layer.isValid():
+        raise LayerError(f"The result {path} cannot be opened as a raster. Run again with another output file.")
+    return layer
+
+
+def _vector(path: str, name: str) -> QgsVectorLayer:
+    layer = QgsVectorLayer(path, name, "ogr")
+    if not layer.isValid():
+        raise LayerError(f"The result {path} cannot be opened as polygons. Run again with another output file.")
+    return layer
+
+
+def style_class_raster(layer: QgsRasterLayer, classes: Sequence[Mapping[str, Any]]) -> QgsRasterLayer:
+    """Gives a class raster its colours and names; without `classes` those that the file itself carries."""
+    provider = layer.dataProvider()
+    if classes:
+        legend = [
+            QgsPalettedRasterRenderer.Class(int(c["value"]), QColor(c["color"]), str(c["name"])) for c in classes
+        ]
+    else:
+        table = QgsPalettedRasterRenderer.colorTableToClassData(provider.colorTable(1))
+        legend = [entry for entry in table if entry.value > 0 and entry.label not in ("", f"{entry.value:g}")]
+    if legend:
+        layer.setRenderer(QgsPalettedRasterRenderer(provider, 1, legend))
+    return layer
+
+
+def style_confidence(layer: QgsRasterLayer) -> QgsRasterLayer:
+    """Percent from 0 to 100 on a ramp; 255 is nodata."""
+    provider = layer.dataProvider()
+    if not provider.sourceHasNoDataValue(1):
+        provider.setUserNoDataValue(1, [QgsRasterRange(CONFIDENCE_NODATA, CONFIDENCE_NODATA)])
+    ramp = QgsColorRampShader(0, 100)
+    ramp.setColorRampType(QgsColorRampShader.Type.Interpolated)
+    ramp.setColorRampItemList(
+        [QgsColorRampShader.ColorRampItem(percent, QColor(color), f"{percent} %") for percent, color in CONFIDENCE_RAMP]
+    )
+    shader = QgsRasterShader(0, 100)
+    shader.setRasterShaderFunction(ramp)
+    renderer = QgsSingleBandPseudoColorRenderer(provider, 1, shader)
+    renderer.setClassificationMin(0)
+    renderer.setClassificationMax(100)
+    layer.setRenderer(renderer)
+    return layer
+
+
+def style_polygons(layer: QgsVectorLayer, classes: Sequence[Mapping[str, Any]]) -> QgsVectorLayer:
+    """Gives polygons with a field `class` the class colours."""
+    if classes:
+        layer.setRenderer(QgsCategorizedSymbolRenderer("class", [_category(c) for c in classes]))
+    return layer
+
+
+def _category(style: Mapping[str, Any]) -> QgsRendererCategory:
+    fill = QColor(style["color"])
+    outline = fill.darker(150).name()
+    symbol = QgsFillSymbol.createSimple(
+        {"color": f"{fill.red()},{fill.green()},{fill.blue()},150", "outline_color": outline, "outline_width": "0.2"}
+    )
+    return QgsRendererCategory(str(style["name"]), symbol, str(style["name"]))
+
+
+def remember_model(layer: QgsMapLayer, model: str) -> None:
+    """Writes into a layer's metadata which model made it."""
+    if not model:
+        return
+    layer.setCustomProperty(MODEL_PROPERTY, model)
+    metadata = layer.metadata()
+    metadata.addHistoryItem(f"Mapped by GeoPEFT with the model {model}")
+    layer.setMetadata(metadata)
+
+
+class ResultStyler(QgsProcessingLayerPostProcessorInterface):
+    """Styles a layer when Processing has loaded it into the project."""
+
+    # Processing does not own post-processors: they must live until their layer is there.
+    _waiting: dict[str, ResultStyler] = {}
+
+    def __init__(self, kind: str, classes: Sequence[Mapping[str, Any]], model: str) -> None:
+        super().__init__()
+        self._kind = kind
+        self._classes = classes
+        self._model = model
+
+    @classmethod
+    def attach(
+        cls, context: QgsProcessingContext, path: str, kind: str, classes: Sequence[Mapping[str, Any]], model: str
+    ) -> None:
+        """Styles the layer of `path` if Processing is going to load it; kind: class_raster, confidence, polygons."""
+        if context.willLoadLayerOnCompletion(path):
+            styler = cls(kind, classes, model)
+            cls._waiting[path] = styler
+            context.layerToLoadOnCompletionDetails(path).setPostProcessor(styler)
+
+    def postProcessLayer(  # noqa: N802, Qt's style of names
+        self, layer: QgsMapLayer, context: QgsProcessingContext, feedback: Optional[QgsProcessingFeedback]
+    ) -> None:
+        """Called by Processing in the main thread."""
+        if self._kind == "polygons" and isinstance(layer, QgsVectorLayer):
+            style_polygons(layer, self._classes)
+        elif self._kind == "confidence" and isinstance(layer, QgsRasterLayer):
+            style_confidence(layer)
+        elif isinstance(layer, QgsRasterLayer):
+            style_class_raster(layer, self._classes)
+        remember_model(layer, self._model)
+        layer.triggerRepaint()
+
+
+def classes_as_text(classes: Sequence[Mapping[str, Any]]) -> str:
+    """Classes as JSON text, the form in which they leave an algorithm."""
+    return json.dumps(list(classes), ensure_ascii=False)

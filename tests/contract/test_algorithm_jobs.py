@@ -1,0 +1,213 @@
+"""The plugin writes plain dicts, the engine reads typed jobs: every algorithm's job must fit the engine's schema."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("qgis.core", reason="needs QGIS's Python (/usr/bin/python3 where QGIS is installed)")
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "plugin"))
+from qgis_session import (  # noqa: E402, F401
+    label_layer,
+    project,
+    provider,
+    qgis_app,
+    raster_file,
+    raster_layer,
+)
+
+SCHEMA = json.loads((ROOT / "resources" / "schema" / "job.json").read_text(encoding="utf-8"))
+TYPES = {"string": str, "boolean": bool, "integer": int, "number": (int, float), "array": list, "object": dict}
+NOTES = {"title", "description", "default", "positional", "discriminator", "$defs"}
+
+
+def faults(value, schema, where="job"):
+    """What in a value does not fit its JSON Schema. Knows the words that our schema uses and refuses others."""
+    for word, wanted in sorted(schema.items(), key=lambda item: item[0] != "type"):
+        if word in NOTES:
+            continue
+        if word not in CHECKS:
+            raise NotImplementedError(f"the schema uses '{word}', which this test cannot check yet")
+        found = list(CHECKS[word](value, wanted, where, schema))
+        yield from found
+        if found and word == "type":
+            return
+
+
+def _type(value, wanted, where, schema):
+    is_bool_as_number = isinstance(value, bool) and wanted in ("integer", "number")
+    if not isinstance(value, TYPES[wanted]) or is_bool_as_number:
+        yield f"{where}: {value!r} is no {wanted}"
+
+
+def _properties(value, wanted, where, schema):
+    for name, part in value.items():
+        if name in wanted:
+            yield from faults(part, wanted[name], f"{where}.{name}")
+
+
+def _additional(value, wanted, where, schema):
+    if wanted is False:
+        yield from (f"{where}: unknown field {name}" for name in value if name not in schema["properties"])
+
+
+def _items(value, wanted, where, schema):
+    for index, part in enumerate(value):
+        yield from faults(part, wanted, f"{where}[{index}]")
+
+
+def _ref(value, wanted, where, schema):
+    yield from faults(value, SCHEMA["$defs"][wanted.rsplit("/", 1)[1]], where)
+
+
+def _one_of(value, wanted, where, schema):
+    kind = schema["discriminator"]["mapping"].get(value.get(schema["discriminator"]["propertyName"]))
+    yield from faults(value, {"$ref": kind}, where) if kind else [f"{where}: no such job"]
+
+
+def _rule(is_right):
+    def check(value, wanted, where, schema):
+        if not is_right(value, wanted):
+            yield f"{where}: {value!r} does not fit {wanted!r}"
+
+    return check
+
+
+CHECKS = {
+    "type": _type,
+    "properties": _properties,
+    "additionalProperties": _additional,
+    "items": _items,
+    "$ref": _ref,
+    "oneOf": _one_of,
+    "required": lambda v, names, where, _: (f"{where}: {n} is missing" for n in names if n not in v),
+    "const": _rule(lambda v, wanted: v == wanted),
+    "enum": _rule(lambda v, wanted: v in wanted),
+    "pattern": _rule(lambda v, wanted: re.search(wanted, v)),
+    "minItems": _rule(lambda v, wanted: len(v) >= wanted),
+    "minimum": _rule(lambda v, wanted: v >= wanted),
+    "maximum": _rule(lambda v, wanted: v <= wanted),
+    "exclusiveMinimum": _rule(lambda v, wanted: v > wanted),
+}
+
+
+@pytest.fixture
+def job(provider, project, tmp_path):  # noqa: F811
+    """Gives the job of an algorithm for some parameters."""
+    from qgis.core import QgsProcessingContext
+
+    def make(name, parameters):
+        context = QgsProcessingContext()
+        context.setProject(project)
+        algorithm = provider.algorithm(name).create()
+        ok, message = algorithm.checkParameterValues(parameters, context)
+        assert ok, message
+        return json.loads(json.dumps(algorithm.job(parameters, context, tmp_path), allow_nan=False))
+
+    return make
+
+
+@pytest.fixture
+def model(tmp_path):
+    """Something that stands where a model is."""
+    path = tmp_path / "m.geopeft"
+    path.write_bytes(b"PK")
+    return str(path)
+
+
+def test_fit_with_defaults(job, raster_layer, label_layer, tmp_path):  # noqa: F811
+    made = job("fit", {"RASTERS": [raster_layer], "LABELS": label_layer, "MODEL": str(tmp_path / "o.geopeft")})
+    assert list(faults(made, SCHEMA)) == []
+    assert made["class_field"] == "class" and made["rasters"] == [raster_layer.source()]
+    assert (made["backbone"], made["adapter"], made["decoder"], made["device"]) == ("auto", "lora", "unet", "auto")
+    assert [c["name"] for c in made["classes"]] == ["Forest", "Water", "Built Up"]
+
+
+def test_fit_with_everything(job, raster_layer, label_layer, tmp_path):  # noqa: F811
+    parameters = {
+        "RASTERS": [raster_layer, raster_layer.source()],
+        "LABELS": label_layer,
+        "CLASS_FIELD": "class",
+        "VALIDATION_LABELS": label_layer,
+        "AREA": label_layer,
+        "BACKBONE": "galileo_nano",
+        "ADAPTER": "frozen",
+        "DECODER": "linear",
+        "BACKGROUND": "other",
+        "BANDS": "red, green,4",
+        "LINE_WIDTH": "2.5",
+        "MAX_MINUTES": "1.5",
+        "SEED": "7",
+        "STEPS": 30,
+        "DEVICE": "cpu",
+        "WEIGHTS_DIR": str(tmp_path),
+        "MODEL": str(tmp_path / "o.geopeft"),
+        "FIGURES": str(tmp_path / "f.json"),
+    }
+    made = job("fit", parameters)
+    assert list(faults(made, SCHEMA)) == []
+    assert made["bands"] == ["red", "green", "4"] and len(made["rasters"]) == 2
+    assert (made["max_minutes"], made["seed"], made["steps"], made["line_width_px"]) == (1.5, 7, 30, 2.5)
+    assert (made["adapter"], made["decoder"], made["device"]) == ("frozen", "linear", "cpu")
+    for field in ("labels", "validation_labels", "area"):
+        path, layer = made[field].rsplit(":", 1)
+        assert Path(path).is_file() and Path(path).stem == layer
+
+
+def test_fit_from_a_label_raster(job, raster_layer, tmp_path):  # noqa: F811
+    parameters = {"RASTERS": [raster_layer], "LABEL_RASTER": raster_layer, "MODEL": str(tmp_path / "o.geopeft")}
+    made = job("fit", parameters)
+    assert list(faults(made, SCHEMA)) == []
+    assert made["labels"] == raster_layer.source()
+
+
+@pytest.mark.parametrize("wants_all", [False, True])
+def test_predict(job, raster_layer, label_layer, model, tmp_path, wants_all):  # noqa: F811
+    parameters = {"MODEL": model, "RASTER": raster_layer, "OUTPUT": str(tmp_path / "map.tif")}
+    if wants_all:
+        parameters.update(CONFIDENCE="TEMPORARY_OUTPUT", POLYGONS="TEMPORARY_OUTPUT", AOI=label_layer, DEVICE="cuda")
+    made = job("predict", parameters)
+    assert list(faults(made, SCHEMA)) == []
+    assert (made["confidence"], made["polygons"], "aoi" in made) == (wants_all, wants_all, wants_all)
+
+
+def test_evaluate(job, raster_layer, label_layer, model, tmp_path):  # noqa: F811
+    parameters = {"MODEL": model, "RASTERS": [raster_layer], "LABELS": label_layer, "FIGURES": "TEMPORARY_OUTPUT"}
+    made = job("evaluate", parameters)
+    assert list(faults(made, SCHEMA)) == []
+    assert made["json_file"].endswith(".json")
+
+
+def test_export(job, model, tmp_path):
+    made = job("export", {"MODEL": model, "ONNX": str(tmp_path / "m.onnx")})
+    assert list(faults(made, SCHEMA)) == []
+
+
+def test_plugin_and_schema_speak_the_same_protocol():
+    from geopeft_qgis.engine_process import PROTOCOL
+
+    assert SCHEMA["$defs"]["FitJob"]["properties"]["protocol"]["default"] == PROTOCOL
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"rasters": []}, "job.rasters"),
+        ({"seed": "7"}, "job.seed"),
+        ({"seed": True}, "job.seed"),
+        ({"line_width_px": 0}, "job.line_width_px"),
+        ({"device": "gpu"}, "job.device"),
+        ({"epochs": 3}, "unknown field epochs"),
+        ({"classes": [{"value": "a", "name": "a", "color": "red"}]}, "job.classes[0].color"),
+        ({"classes": [{"value": "a"}]}, "name is missing"),
+        ({"job": "train"}, "no such job"),
+    ],
+)
+def test_the_check_finds_what_it_is_for(change, expected):
+    right = {"job": "fit", "rasters": ["a.tif"], "labels": "l", "out": "o"}
+    assert list(faults(right, SCHEMA)) == []
+    assert any(expected in fault for fault in faults({**right, **change}, SCHEMA))

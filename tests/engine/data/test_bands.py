@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from geopeft.data.bands import ROLES, Band, BandFacts, match_bands, name_bands, resolve_bands, select_bands
+from geopeft.data.raster import describe
+from geopeft.errors import BandError
+from hypothesis import given
+from hypothesis import strategies as st
+
+S2 = "coastal blue green red rededge1 rededge2 rededge3 nir nir08 nir09 cirrus swir16 swir22".split()
+S2_NAMES = "B01 B02 B03 B04 B05 B06 B07 B08 B8A B09 B10 B11 B12".split()
+
+
+def roles(*names: str, dtype: str = "uint16", tags: dict[str, str] | None = None, file_name: str = "") -> list[str]:
+    facts = [BandFacts(index, name, {}, "", dtype) for index, name in enumerate(names, 1)]
+    return [band.common for band in name_bands(facts, tags or {}, file_name)]
+
+
+class Info:
+    def __init__(self, *bands: Band) -> None:
+        self.path, self.bands = "scene.tif", bands
+
+
+SENTINEL = [Band(index, name, None, role) for index, (name, role) in enumerate(zip(S2_NAMES, S2, strict=True), 1)]
+
+
+@pytest.mark.parametrize(
+    ("name", "role"),
+    [
+        ("Blue", "blue"), ("RED", "red"), ("Band 1 - Blue", "blue"), ("band_3_green", "green"), ("B4 - Red", "red"),
+        ("nir08", "nir08"), ("NIR", "nir"), ("Near Infrared", "nir"), ("near-infrared (NIR)", "nir"),
+        ("Band 4 (Near infrared)", "nir"), ("SWIR1", "swir16"), ("swir 2", "swir22"), ("SWIR-1 (1610 nm)", "swir16"),
+        ("swir22", "swir22"), ("Red Edge 1", "rededge1"), ("Vegetation Red Edge 2 (B6)", "rededge2"),
+        ("rededge3", "rededge3"), ("RE1", "rededge1"), ("Coastal aerosol", "coastal"), ("water vapour", "nir09"),
+        ("Red (665 nm)", "red"), ("red_median", "red"), ("sr_blue", "blue"), ("TIRS1", "thermal"),
+        ("ndvi", ""), ("NDVI (red, nir)", ""), ("dem", ""), ("elevation_m", ""), ("VV", ""), ("VH_dB", ""),
+        ("infrared mask", ""), ("class", ""), ("redness", ""), ("nir ratio", ""), ("Band 7", ""), ("", ""),
+    ],
+)  # fmt: skip
+def test_a_word_in_the_name_gives_the_role(name, role):
+    assert roles(name) == [role]
+
+
+@pytest.mark.parametrize(
+    ("names", "dtype", "expected"),
+    [
+        (S2_NAMES, "uint16", S2),
+        (["B2", "B3", "B4", "B8"], "uint16", ["blue", "green", "red", "nir"]),
+        (["b02", "b04", "b08", "b11", "ndvi"], "float32", ["blue", "red", "nir", "swir16", ""]),
+        (["B8", "B8A"], "uint16", ["nir", "nir08"]),
+        (["B04_median", "B08_median", "B12_median"], "uint16", ["red", "nir", "swir22"]),
+        (["SR_B2", "SR_B3", "SR_B4", "SR_B5", "SR_B6", "SR_B7", "ST_B10"], "uint16",
+         ["blue", "green", "red", "nir", "swir16", "swir22", "thermal"]),
+        (["SR_B1", "SR_B2", "SR_B3", "SR_B4", "SR_B5", "SR_B7"], "uint16",
+         ["blue", "green", "red", "nir", "swir16", "swir22"]),
+        (["B1", "B2", "B3", "B4", "B5", "B6", "B7"], "uint8",
+         ["blue", "green", "red", "nir", "swir16", "thermal", "swir22"]),
+        (["B1", "B2", "B3", "B4", "B5", "B6", "B7"], "uint16",
+         ["coastal", "blue", "green", "red", "nir", "swir16", "swir22"]),
+        (["B2", "B3", "B4"], "uint16", ["blue", "green", "red"]),
+        (["sur_refl_b01", "sur_refl_b02"], "int16", ["red", "nir"]),
+        (["B1", "B2", "B3", "B4"], "uint16", ["", "", "", ""]),
+        (["B5"], "uint16", [""]),
+        (["R", "G", "B", "N"], "uint8", ["red", "green", "blue", "nir"]),
+        (["R"], "uint8", [""]),
+    ],
+)  # fmt: skip
+def test_what_a_number_means_follows_from_the_set_of_numbers(names, dtype, expected):
+    assert roles(*names, dtype=dtype) == expected
+
+
+@pytest.mark.parametrize(
+    ("tags", "file_name", "expected"),
+    [
+        ({"sensor": "Landsat-7 ETM+"}, "", ["nir", "swir16"]),
+        ({"spacecraft_id": "LANDSAT_8"}, "", ["red", "nir"]),
+        ({"sensor": "Sentinel-2 MSI"}, "", ["red", "rededge1"]),
+        ({}, "LC08_L1TP_224078.tif", ["red", "nir"]),
+        ({}, "LE07_L2SP_016035.tif", ["nir", "swir16"]),
+        ({}, "S2A_MSIL2A_2020.tif", ["red", "rededge1"]),
+        ({}, "scene.tif", ["", ""]),
+    ],
+)
+def test_a_named_sensor_decides_what_a_number_means(tags, file_name, expected):
+    assert roles("B4", "B5", tags=tags, file_name=file_name) == expected
+
+
+def test_a_wavelength_overrules_a_number():
+    facts = [BandFacts(1, "B5", {"wavelength": "0.865", "wavelength_units": "Micrometers"}, "", "uint16")]
+    assert [band.common for band in name_bands(facts, {"sensor": "Sentinel-2"})] == ["nir"]
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [{"wavelength": "665", "wavelength_units": "Nanometers"}, {"wavelength": "0.665"}, {"wavelength_nm": "665"},
+     {"central_wavelength_um": "0.665"}, {"wavelength": "665 nm"}, {"wavelength": "665", "wavelength_unit": "nm"}],
+)  # fmt: skip
+def test_wavelengths_of_band_tags_are_read_in_either_unit(tags):
+    (band,) = name_bands([BandFacts(1, "x", tags)], {})
+    assert band.wavelength_um == pytest.approx(0.665) and band.common == "red"
+
+
+def test_wavelengths_listed_in_the_datasets_tags_are_read():
+    facts = [BandFacts(index, f"Band {index}") for index in (1, 2, 3)]
+    bands = name_bands(facts, {"wavelengths_um": "0.49, nan, 0.842"})
+    assert [(band.wavelength_um, band.common) for band in bands] == [(0.49, "blue"), (None, ""), (0.842, "nir")]
+    assert [band.wavelength_um for band in name_bands(facts, {"wavelengths_um": "0.49"})] == [None] * 3
+    envi = name_bands(facts, {"wavelength": "{ 490, 560, 842 }", "wavelength_units": "Nanometers"})
+    assert [band.common for band in envi] == ["blue", "green", "nir"]
+
+
+def test_of_many_narrow_bands_the_nearest_to_the_centre_has_the_role():
+    lengths = np.arange(0.42, 2.45, 0.006)
+    bands = name_bands([BandFacts(i, f"{length:.5f} um") for i, length in enumerate(lengths, 1)], {})
+    by_role = {band.common: band for band in bands if band.common}
+    assert set(by_role) == set(ROLES) - {"thermal"}
+    assert all(abs(by_role[role].wavelength_um - ROLES[role][0]) <= 0.0061 for role in by_role)
+
+
+def test_colours_name_bands_that_have_no_name_and_only_those(make_raster):
+    values = np.zeros((3, 4, 4), np.uint8)
+    path = make_raster(values, photometric="RGB")
+    assert [band.common for band in describe(str(path)).bands] == ["red", "green", "blue"]
+    path = make_raster(values, photometric="RGB", names=["VV", "VH", "ndvi"])
+    assert [band.common for band in describe(str(path)).bands] == ["", "", ""]
+
+
+def test_wavelengths_written_by_gdal_drivers_are_found(make_raster):
+    tags = [{"WAVELENGTH": "490", "WAVELENGTH_UNIT": "nm"}, {"wavelength": "0.842"}]
+    bands = describe(str(make_raster(np.zeros((2, 4, 4), np.uint16), band_tags=tags))).bands
+    assert [band.common for band in bands] == ["blue", "nir"]
+
+
+def test_bands_are_selected_by_name_number_and_role():
+    info = Info(*SENTINEL)
+    assert select_bands(info, ()) == info.bands
+    assert [band.name for band in select_bands(info, ["b2", "nir", "13", " B8A "])] == ["B02", "B08", "B12", "B8A"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "code"),
+    [(["", " "], "BANDS_EMPTY"), (["B99"], "BANDS_UNKNOWN"), (["0"], "BANDS_UNKNOWN"), (["14"], "BANDS_UNKNOWN"),
+     (["B02", "blue"], "BANDS_TWICE"), (["purple"], "BANDS_UNKNOWN")],
+)  # fmt: skip
+def test_a_wrong_list_of_bands_is_refused_with_what_there_is(wanted, code):
+    with pytest.raises(BandError) as caught:
+        select_bands(Info(*SENTINEL), wanted)
+    assert caught.value.code == code
+    assert code == "BANDS_TWICE" or "B02" in caught.value.hint
+
+
+def test_equal_names_of_other_meaning_do_not_match():
+    landsat5 = [Band(1, "B3", None, "red"), Band(2, "B4", None, "nir")]
+    wanted = [Band(1, "B4", 0.665, "red"), Band(2, "B8", 0.842, "nir")]
+    assert {name: band.name for name, band in match_bands(landsat5, wanted).items()} == {"B4": "B3", "B8": "B4"}
+    assert match_bands([Band(1, "B4")], wanted) == {}
+    assert match_bands([Band(1, "B4")], [Band(7, "b04")])["b04"].index == 1
+
+
+def test_the_nearest_wavelength_within_tolerance_matches_once():
+    available = [Band(1, "x", 0.842), Band(2, "y", 0.70)]
+    wanted = [Band(1, "nir", 0.842, "nir"), Band(2, "nir08", 0.865, "nir08"), Band(3, "re", 0.705, "rededge1")]
+    found = match_bands(available, wanted)
+    assert {name: band.index for name, band in found.items()} == {"nir": 1, "re": 2}
+    assert match_bands(available, wanted[1:2])["nir08"].index == 1
+    assert match_bands([Band(1, "ndvi", 0.665)], [Band(1, "red", 0.665, "red")]) == {}
+
+
+@given(order=st.permutations(range(13)), keep=st.integers(1, 13))
+def test_any_order_of_the_bands_is_matched_by_role(order, keep):
+    available = [SENTINEL[at] for at in order[:keep]]
+    wanted = [Band(index, f"card {role}", ROLES[role][0], role) for index, role in enumerate(S2)]
+    found = match_bands(available, wanted)
+    assert len({band.index for band in found.values()}) == len(found)
+    exact = {band.common for band in available}
+    assert all(found[want.name].common == want.common for want in wanted if want.common in exact)
+
+
+def test_missing_bands_are_named_with_what_is_there():
+    with pytest.raises(BandError) as caught:
+        resolve_bands(Info(*SENTINEL[:4]), [Band(1, "red", 0.665, "red"), Band(2, "swir", 1.61, "swir16")])
+    assert "swir (swir16)" in caught.value.message and "B02 (blue)" in caught.value.message
+    assert "--bands" in caught.value.hint and "red" in caught.value.hint
+
+
+def test_named_bands_end_all_guessing():
+    needed = [Band(1, "red", 0.665, "red"), Band(2, "nir", 0.842, "nir")]
+    info = Info(*SENTINEL)
+    assert [band.name for band in resolve_bands(info, needed)] == ["B04", "B08"]
+    assert [band.name for band in resolve_bands(info, needed, ["B11", "B12"])] == ["B11", "B12"]
+    with pytest.raises(BandError) as caught:
+        resolve_bands(info, needed, ["B11"])
+    assert caught.value.code == "BANDS_COUNT"

@@ -1,0 +1,167 @@
+"""The model package: what is written is what is read, and anything else is refused in one sentence."""
+
+import io
+import json
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from geopeft import package
+from geopeft.errors import PackageError
+from geopeft.models.spec import InputBand, ModelSpec
+
+WEIGHTS = {"decoder.w": np.arange(12, dtype=np.float32).reshape(3, 4), "head.b": np.ones(2, np.float32)}
+
+
+def manifest() -> package.Manifest:
+    spec = ModelSpec(
+        backbone="scratch_unet",
+        adapter="full",
+        decoder="unet",
+        bands=(InputBand(name="red"), InputBand(name="nir")),
+        num_classes=2,
+        gsd_m=10,
+        chip_size_px=64,
+    )
+    classes = (
+        package.ClassInfo(value=1, name="Wasser ü", color="#0000ff", label="1"),
+        package.ClassInfo(value=2, name="land", color="#00ff00", label="2"),
+    )
+    base = package.BaseWeights(backbone="scratch_unet", licence="none")
+    return package.Manifest(
+        engine_version="0.1.0",
+        created="2026-01-01T00:00:00+00:00",
+        name="m",
+        spec=spec,
+        classes=classes,
+        base_weights=base,
+        radiometry="reflectance",
+        dtype="uint16",
+    )
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    path = tmp_path / "m.geopeft"
+    package.write(path, manifest(), WEIGHTS)
+    return path
+
+
+def rewrite(path: Path, change: Callable[[dict[str, bytes]], dict[str, bytes]], **options: int) -> None:
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", **options) as archive:
+        for name, body in change(members).items():
+            archive.writestr(name, body)
+
+
+def test_a_package_reads_back_as_written(saved: Path) -> None:
+    opened = package.read(saved)
+    assert opened.manifest.model_copy(update={"sha256": {}}) == manifest()
+    assert {name: array.tolist() for name, array in opened.weights.items()} == {
+        name: array.tolist() for name, array in WEIGHTS.items()
+    }
+
+
+def test_the_same_model_gives_the_same_bytes(saved: Path, tmp_path: Path) -> None:
+    package.write(tmp_path / "again.geopeft", manifest(), WEIGHTS)
+    assert (tmp_path / "again.geopeft").read_bytes() == saved.read_bytes()
+
+
+def flip_a_bit(members: dict[str, bytes]) -> dict[str, bytes]:
+    body = bytearray(members["weights.safetensors"])
+    body[-3] ^= 4
+    return {**members, "weights.safetensors": bytes(body)}
+
+
+def with_weights(members: dict[str, bytes], body: bytes) -> dict[str, bytes]:
+    """Other weights under a manifest that vouches for them."""
+    import hashlib
+
+    data = json.loads(members["manifest.json"])
+    data["sha256"] = {"weights.safetensors": hashlib.sha256(body).hexdigest()}
+    return {"manifest.json": json.dumps(data).encode(), "weights.safetensors": body}
+
+
+def not_finite(members: dict[str, bytes]) -> dict[str, bytes]:
+    from safetensors.numpy import save
+
+    return with_weights(members, save({"decoder.w": np.array([1, np.nan], np.float32)}))
+
+
+def huge_header(members: dict[str, bytes]) -> dict[str, bytes]:
+    return with_weights(members, struct.pack("<Q", 1 << 40) + b"{}")
+
+
+def edited(**fields: object) -> Callable[[dict[str, bytes]], dict[str, bytes]]:
+    def change(members: dict[str, bytes]) -> dict[str, bytes]:
+        data = json.loads(members["manifest.json"]) | fields
+        return {**members, "manifest.json": json.dumps(data).encode()}
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        flip_a_bit,
+        not_finite,
+        huge_header,
+        edited(surprise=1),
+        edited(classes=[{"value": 1, "name": "a", "color": "#000000", "label": "a"}]),
+        edited(spec={"backbone": "x"}),
+        lambda members: {"manifest.json": members["manifest.json"]},
+        lambda members: {**members, "../evil.txt": b"x"},
+        lambda members: {**members, "model.pkl": b"x"},
+        lambda members: {**members, "manifest.json": b"\xff\xfe"},
+        lambda members: {**members, "manifest.json": b"[" * 100_000},
+    ],
+)
+def test_a_changed_package_is_refused(saved: Path, change: Callable[[dict[str, bytes]], dict[str, bytes]]) -> None:
+    rewrite(saved, change)
+    with pytest.raises(PackageError) as caught:
+        package.read(saved)
+    assert caught.value.code == "PACKAGE_BROKEN"
+    assert caught.value.hint
+
+
+def test_a_package_of_a_newer_engine_says_so(saved: Path) -> None:
+    rewrite(saved, edited(schema_version=99))
+    with pytest.raises(PackageError) as caught:
+        package.read(saved)
+    assert caught.value.code == "PACKAGE_NEWER"
+
+
+def test_a_compressed_member_is_refused(saved: Path) -> None:
+    rewrite(saved, lambda members: members, compression=zipfile.ZIP_DEFLATED)
+    with pytest.raises(PackageError):
+        package.read(saved)
+
+
+def test_a_member_twice_is_refused(saved: Path) -> None:
+    buffer = io.BytesIO(saved.read_bytes())
+    with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(buffer, "a") as archive:
+        archive.writestr("manifest.json", b"{}")
+    saved.write_bytes(buffer.getvalue())
+    with pytest.raises(PackageError):
+        package.read(saved)
+
+
+@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.99])
+def test_half_a_package_is_refused(saved: Path, share: float) -> None:
+    body = saved.read_bytes()
+    saved.write_bytes(body[: int(len(body) * share)])
+    with pytest.raises(PackageError):
+        package.read(saved)
+
+
+def test_a_missing_package_and_a_folder_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(PackageError) as missing:
+        package.read(tmp_path / "none.geopeft")
+    with pytest.raises(PackageError) as folder:
+        package.read(tmp_path)
+    assert missing.value.code == "PACKAGE_MISSING"
+    assert "folder" in folder.value.message

@@ -1,0 +1,186 @@
+"""The algorithms as Processing runs them, with the fake engine."""
+
+import json
+from pathlib import Path
+
+import pytest
+from qgis.core import QgsProcessingContext, QgsProcessingException, QgsProcessingFeedback
+
+
+class Feedback(QgsProcessingFeedback):
+    """Keeps what an algorithm says."""
+
+    def __init__(self):
+        super().__init__(False)
+        self.said = []
+        self.metrics = []
+        self.percents = []
+        self.progressChanged.connect(self.percents.append)
+
+    def pushInfo(self, text):
+        self.said.append(text)
+
+    def pushWarning(self, text):
+        self.said.append("warning: " + text)
+
+    def reportError(self, text, fatalError=False):
+        self.said.append("error: " + text)
+
+    def metric(self, event):
+        self.metrics.append(event)
+
+
+def run(name, parameters, feedback=None, context=None):
+    import processing
+
+    return processing.run(name, parameters, feedback=feedback or Feedback(), context=context)
+
+
+def test_provider_lists_the_four_algorithms(provider):
+    assert sorted(a.id() for a in provider.algorithms()) == [
+        "geopeft:evaluate",
+        "geopeft:export",
+        "geopeft:fit",
+        "geopeft:predict",
+    ]
+    for algorithm in provider.algorithms():
+        assert algorithm.shortHelpString() and algorithm.helpUrl().startswith("https://")
+        assert algorithm.displayName()[0].isupper()
+        assert not algorithm.icon().isNull()
+
+
+def test_fit_gives_model_figures_and_events(provider, fake_engine, raster_layer, label_layer, tmp_path):
+    feedback = Feedback()
+    parameters = {
+        "RASTERS": [raster_layer],
+        "LABELS": label_layer,
+        "CLASS_FIELD": "class",
+        "MODEL": str(tmp_path / "m.geopeft"),
+        "FIGURES": str(tmp_path / "f.json"),
+    }
+    result = run("geopeft:fit", parameters, feedback)
+    assert Path(result["MODEL"]).is_file()
+    assert (result["MIOU"], result["MIOU_LOW"], result["MIOU_HIGH"]) == (0.74, 0.66, 0.80)
+    assert json.loads(Path(result["FIGURES"]).read_text())["miou"]["value"] == 0.74
+    assert "warning: 2 labels are outside the raster." in feedback.said
+    assert len(feedback.metrics) == 20 and feedback.metrics[-1]["step"] == 60
+    assert feedback.percents == sorted(feedback.percents) and feedback.percents[-1] == 100
+
+
+def test_a_failure_is_a_sentence_with_a_next_step(provider, fake_engine, raster_layer, label_layer, tmp_path):
+    fake_engine("fail")
+    parameters = {"RASTERS": [raster_layer], "LABELS": label_layer, "MODEL": str(tmp_path / "m.geopeft")}
+    with pytest.raises(QgsProcessingException, match="The raster has no band 'nir'. Name the bands."):
+        run("geopeft:fit", parameters)
+
+
+def test_an_engine_that_is_not_set_up_is_said_before_anything_runs(provider, raster_layer, label_layer, monkeypatch):
+    from geopeft_qgis import settings
+
+    monkeypatch.setattr(settings, "engine_python", lambda: None)
+    feedback = Feedback()
+    with pytest.raises(QgsProcessingException):
+        run("geopeft:fit", {"RASTERS": [raster_layer], "LABELS": label_layer, "MODEL": "TEMPORARY_OUTPUT"}, feedback)
+    assert any("Set up the engine" in text for text in feedback.said)
+
+
+def test_predict_puts_every_output_where_it_was_asked_for(provider, fake_engine, raster_layer, tmp_path):
+    (tmp_path / "other").mkdir()
+    model = tmp_path / "m.geopeft"
+    model.write_bytes(b"PK")
+    result = run(
+        "geopeft:predict",
+        {
+            "MODEL": str(model),
+            "RASTER": raster_layer,
+            "OUTPUT": str(tmp_path / "map.tif"),
+            "CONFIDENCE": str(tmp_path / "other" / "c.tif"),
+            "POLYGONS": str(tmp_path / "other" / "p.gpkg"),
+        },
+    )
+    assert {p.name for p in tmp_path.iterdir()} >= {"map.tif", "map.tif.aux.xml", "m.geopeft"}
+    assert {p.name for p in (tmp_path / "other").iterdir()} == {"c.tif", "p.gpkg"}
+    assert not list(tmp_path.glob("map_*"))
+    assert result["CONFIDENCE"].endswith("c.tif") and result["POLYGONS"].endswith("p.gpkg")
+    assert [c["name"] for c in json.loads(result["CLASSES"])] == ["water", "Forêt", "built up"]
+
+
+def test_predict_writes_no_confidence_unless_asked(provider, fake_engine, raster_layer, tmp_path):
+    model = tmp_path / "m.geopeft"
+    model.write_bytes(b"PK")
+    result = run("geopeft:predict", {"MODEL": str(model), "RASTER": raster_layer, "OUTPUT": "TEMPORARY_OUTPUT"})
+    assert Path(result["OUTPUT"]).is_file()
+    assert "CONFIDENCE" not in result and not list(Path(result["OUTPUT"]).parent.glob("*_confidence*"))
+
+
+def test_results_that_processing_loads_are_styled(provider, fake_engine, raster_layer, project, tmp_path):
+    import processing
+
+    model = tmp_path / "m.geopeft"
+    model.write_bytes(b"PK")
+    result = processing.runAndLoadResults(
+        "geopeft:predict",
+        {
+            "MODEL": str(model),
+            "RASTER": raster_layer,
+            "OUTPUT": "TEMPORARY_OUTPUT",
+            "CONFIDENCE": "TEMPORARY_OUTPUT",
+            "POLYGONS": "TEMPORARY_OUTPUT",
+        },
+    )
+    loaded = {layer.source().split("|")[0]: layer for layer in project.mapLayers().values()}
+    layers = {name: loaded[result[name]] for name in ("OUTPUT", "CONFIDENCE", "POLYGONS")}
+    assert [(c.value, c.label, c.color.name()) for c in layers["OUTPUT"].renderer().classes()] == [
+        (1, "water", "#3b7dd8"),
+        (2, "Forêt", "#2f8f4e"),
+        (3, "built up", "#c0392b"),
+    ]
+    assert layers["CONFIDENCE"].renderer().classificationMax() == 100
+    assert [c.value() for c in layers["POLYGONS"].renderer().categories()] == ["water", "Forêt", "built up"]
+    assert layers["OUTPUT"].customProperty("geopeft/model") == str(model)
+
+
+def test_only_geotiff_is_taken_as_output(provider, fake_engine, raster_layer, tmp_path):
+    model = tmp_path / "m.geopeft"
+    model.write_bytes(b"PK")
+    with pytest.raises(QgsProcessingException, match="must end with .tif"):
+        run("geopeft:predict", {"MODEL": str(model), "RASTER": raster_layer, "OUTPUT": str(tmp_path / "map.png")})
+
+
+def test_evaluate_and_export_give_their_files_and_numbers(provider, fake_engine, raster_layer, label_layer, tmp_path):
+    model = tmp_path / "m.geopeft"
+    model.write_bytes(b"PK")
+    result = run(
+        "geopeft:evaluate",
+        {"MODEL": str(model), "RASTERS": [raster_layer], "LABELS": label_layer, "FIGURES": str(tmp_path / "f.json")},
+    )
+    assert (result["MIOU"], result["OVERALL_ACCURACY"], result["F1"]) == (0.74, 0.85, 0.81)
+    assert Path(result["FIGURES"]).is_file()
+    result = run("geopeft:export", {"MODEL": str(model), "ONNX": str(tmp_path / "m.onnx")})
+    assert Path(result["ONNX"]).is_file()
+
+
+def test_cancel_ends_the_run_without_an_error(provider, fake_engine, raster_layer, label_layer, tmp_path):
+    fake_engine("polite")
+    feedback = Feedback()
+    feedback.progressChanged.connect(lambda _: feedback.cancel())
+    algorithm = provider.algorithm("fit")
+    parameters = {"RASTERS": [raster_layer], "LABELS": label_layer, "MODEL": str(tmp_path / "m.geopeft")}
+    results, ok = algorithm.run(parameters, QgsProcessingContext(), feedback)
+    assert results.get("MODEL") is None
+    assert not any(text.startswith("error") for text in feedback.said)
+
+
+def test_selected_labels_only(provider, fake_engine, raster_layer, label_layer, tmp_path):
+    from qgis.core import QgsProcessingFeatureSourceDefinition
+
+    label_layer.selectByExpression("\"class\" = 'forest' or \"class\" = 'built up'")
+    context = QgsProcessingContext()
+    from qgis.core import QgsProject
+
+    context.setProject(QgsProject.instance())
+    source = QgsProcessingFeatureSourceDefinition(label_layer.id(), True)
+    parameters = {"RASTERS": [raster_layer.id()], "LABELS": source, "CLASS_FIELD": "class", "MODEL": "m.geopeft"}
+    job = provider.algorithm("fit").create().job(parameters, context, tmp_path)
+    assert [c["value"] for c in job["classes"]] == ["forest", "built up"]
+    assert job["classes"][0]["color"] == "#2f8f4e"

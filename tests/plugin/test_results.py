@@ -1,0 +1,112 @@
+"""Results come into the project in their colours."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from qgis.core import QgsPalettedRasterRenderer, QgsRasterLayer, QgsSingleBandPseudoColorRenderer
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import fake_engine as fake
+
+JOB = {"job": "predict", "confidence": True, "polygons": True}
+
+
+@pytest.fixture
+def outputs(raster_file, tmp_path):
+    """What the engine says after a predict job, with its files."""
+    return fake.predict({**JOB, "rasters": [str(raster_file)], "out": str(tmp_path / "map.tif")})
+
+
+def test_a_result_is_a_group_on_top_in_class_colours(outputs, raster_layer, project):
+    from geopeft_qgis.results import load_result
+
+    layers = load_result(outputs, project, "forest model", "/models/m.geopeft")
+    group = project.layerTreeRoot().children()[0]
+    assert group.name() == "forest model"
+    assert [node.name() for node in group.findLayers()] == ["map", "polygons", "confidence"]
+    assert [node.itemVisibilityChecked() for node in group.findLayers()] == [True, False, False]
+    classes = layers[0].renderer().classes()
+    assert isinstance(layers[0].renderer(), QgsPalettedRasterRenderer)
+    assert [(c.value, c.label, c.color.name()) for c in classes] == [
+        (c["value"], c["name"], c["color"]) for c in fake.CLASSES
+    ]
+    categories = layers[1].renderer().categories()
+    assert [(c.value(), c.symbol().color().name()) for c in categories] == [
+        (c["name"], c["color"]) for c in fake.CLASSES
+    ]
+    for layer in layers:
+        assert layer.customProperty("geopeft/model") == "/models/m.geopeft"
+        assert "m.geopeft" in layer.metadata().history()[0]
+
+
+def test_confidence_is_a_ramp_from_0_to_100_and_255_is_nothing(outputs, project):
+    from geopeft_qgis.results import load_result
+
+    layer = load_result(outputs, project, "g")[2]
+    renderer = layer.renderer()
+    assert isinstance(renderer, QgsSingleBandPseudoColorRenderer)
+    assert (renderer.classificationMin(), renderer.classificationMax()) == (0, 100)
+    items = renderer.shader().rasterShaderFunction().colorRampItemList()
+    assert (items[0].value, items[-1].value) == (0, 100)
+    provider = layer.dataProvider()
+    assert provider.sourceNoDataValue(1) == 255 or provider.userNoDataValues(1)[0].contains(255)
+
+
+def test_a_class_raster_by_itself_shows_the_names_that_it_carries(raster_file, tmp_path, project):
+    from geopeft_qgis.results import style_class_raster
+    from osgeo import gdal
+
+    path = str(tmp_path / "own.tif")
+    target = gdal.GetDriverByName("GTiff").Create(path, 4, 4, 1, gdal.GDT_Byte)
+    table = gdal.ColorTable()
+    table.SetColorEntry(1, (59, 125, 216, 255))
+    table.SetColorEntry(2, (47, 143, 78, 255))
+    target.GetRasterBand(1).SetRasterColorTable(table)
+    target.GetRasterBand(1).SetRasterCategoryNames(["", "water", "forest"])
+    target.GetRasterBand(1).SetNoDataValue(0)
+    target.FlushCache()
+    del target
+    layer = style_class_raster(QgsRasterLayer(path, "own"), [])
+    assert [(c.value, c.label, c.color.name()) for c in layer.renderer().classes()] == [
+        (1, "water", "#3b7dd8"),
+        (2, "forest", "#2f8f4e"),
+    ]
+
+
+def test_a_result_that_cannot_be_opened_is_told_and_adds_nothing(outputs, project, tmp_path):
+    from geopeft_qgis.layers import LayerError
+    from geopeft_qgis.results import load_result
+
+    broken = json.loads(json.dumps(outputs))
+    broken["rasters"][0]["confidence"] = str(tmp_path / "gone.tif")
+    with pytest.raises(LayerError, match="gone.tif"):
+        load_result(broken, project, "g")
+    assert not project.mapLayers() and not project.layerTreeRoot().children()
+
+
+def test_a_result_moves_with_what_belongs_to_it(tmp_path):
+    from geopeft_qgis.algorithms.predict import move
+
+    for suffix in ("", ".aux.xml", ".ovr"):
+        (tmp_path / f"a.tif{suffix}").write_text(suffix)
+    move(tmp_path / "a.tif", tmp_path / "b.tif")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["b.tif", "b.tif.aux.xml", "b.tif.ovr"]
+
+
+def test_a_result_moves_to_another_disk(tmp_path, monkeypatch):
+    from geopeft_qgis.algorithms import predict
+
+    real, refused = predict.os.replace, []
+
+    def replace(source, target):
+        if not refused:
+            refused.append(source)
+            raise OSError(18, "Invalid cross-device link")
+        real(source, target)
+
+    monkeypatch.setattr(predict.os, "replace", replace)
+    (tmp_path / "a.tif").write_text("x")
+    predict.move(tmp_path / "a.tif", tmp_path / "b.tif")
+    assert [p.name for p in tmp_path.iterdir()] == ["b.tif"] and refused
