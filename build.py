@@ -85,15 +85,7 @@ def tools(python: Path) -> Path:
 
 
 def command_engine(arguments: argparse.Namespace) -> int:
-    python = install.ensure(None, say, repair=arguments.repair, wheels=arguments.wheels, may_use_apt=True)
-    problems = install.verify(python)
-    if problems and not arguments.repair:
-        say("The engine's environment is damaged and is made anew: " + " ".join(problems[:3]))
-        python = install.ensure(None, say, repair=True, wheels=arguments.wheels, may_use_apt=True)
-        problems = install.verify(python)
-    if problems:
-        raise Failure("The engine's environment does not work: " + " ".join(problems))
-    print(python)
+    print(install.ensure(None, say, repair=arguments.repair, wheels=arguments.wheels, may_use_apt=True))
     return 0
 
 
@@ -404,13 +396,21 @@ def command_demo(arguments: argparse.Namespace) -> int:
             return run_job(python, [name, *options])
 
     field = ("--class-field", "class")
-    job("fit", scene, "--labels", f"{labels}:train", *field, "--adapter", "lora", "--out", model)
+    job("fit", scene, "--labels", f"{labels}:train", *field, "--adapter", "lora", "--max-minutes", 4, "--out", model)
     maps = job("predict", model, scene, "--out", out / "map.tif", "--confidence")
     job("evaluate", model, scene, "--labels", f"{labels}:unseen", *field, "--json", figures)
     job("export", model, "--onnx", out / "itaipu.onnx")
     with stage("picture", seconds):
-        picture = [scene, f"{labels}:train", *field, out / "map.tif", maps.get("confidence"), out / "demo.png"]
-        if run([python, "-I", "-m", "geopeft.quicklook", *[part for part in picture if part]]).returncode:
+        picture = [
+            "--map",
+            out / "map.tif",
+            "--confidence",
+            maps["rasters"][0]["confidence"],
+            "--out",
+            out / "demo.png",
+        ]
+        drawn = run([python, "-I", "-m", "geopeft.quicklook", scene, "--labels", f"{labels}:train", *field, *picture])
+        if drawn.returncode:
             raise Failure("The picture could not be drawn: see the lines above.")
     show_figures(json.loads(figures.read_text(encoding="utf-8")), seconds)
     print(out / "demo.png")
@@ -420,26 +420,33 @@ def command_demo(arguments: argparse.Namespace) -> int:
 def run_job(python: Path, arguments: list[object]) -> dict[str, Any]:
     """Runs one job of the engine as a program would; its messages are shown, its outputs returned."""
     command = [str(part) for part in (python, "-I", "-m", "geopeft", *arguments, "--events")]
+    last: dict[str, Any] = {}
+    told = time.monotonic()
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=clean_environment(), cwd=ROOT, text=True) as process:
-        last: dict[str, Any] = {}
         for line in process.stdout or ():
             last = json.loads(line)
             if last["event"] == "message":
                 say(f"   {last['text']}")
+            elif last["event"] == "progress" and time.monotonic() - told > 10:
+                told = time.monotonic()
+                left = f", {last['eta_s']:.0f} s left" if last.get("eta_s") else ""
+                say(f"   {last['stage']}: {last['current']} of {last['total']}{left}")
     if process.returncode or last.get("event") != "completed":
         raise Failure(f"{arguments[0]} failed: {last.get('message', 'no word from the engine')} {last.get('hint', '')}")
     return dict(last["outputs"])
 
 
 def show_figures(figures: dict[str, Any], seconds: dict[str, float]) -> None:
+    def number(value: float | None) -> str:
+        return "      -" if value is None else f"{value:7.3f}"
+
     print("\nOn the unseen area        value   95 % between")
     for name in ("miou", "overall_accuracy", "f1_macro"):
-        figure = figures[name]
-        print(f"{name:22} {figure['value']:8.3f}   {figure['low']:.3f} and {figure['high']:.3f}")
-    print("\nclass                      IoU      F1   labelled pixels")
+        print(f"{name:24}", *(number(figures[name][key]) for key in ("value", "low", "high")))
+    print("\nclass                       IoU      F1   labelled pixels")
     for row in figures["classes"]:
-        print(f"{row['name']:22} {row['iou']:8.3f} {row['f1']:7.3f}   {row['support']}")
-    print("\nstage                  seconds")
+        print(f"{row['name']:24}", number(row["iou"]), number(row["f1"]), f"  {row['support']}")
+    print("\nstage                   seconds")
     for name, spent in seconds.items():
         print(f"{name:22} {spent:8.1f}")
 

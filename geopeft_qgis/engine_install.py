@@ -91,10 +91,11 @@ def ensure(
     wheels: Path | None = None,
     may_use_apt: bool = False,
 ) -> Path:
-    """The Python of an environment that works, made where needed; returns at once where it is there.
+    """The Python of an environment that works, made or repaired where needed; takes half a second where it is whole.
 
-    `repair` builds it anew and fetches packages again whose files were found damaged. `wheels` is a folder of wheels
-    (uv's among them) for a machine without network. `may_use_apt` allows it to install python3-pip on Debian.
+    `repair` builds it anew in any case; packages whose files differ from what was published are fetched again.
+    `wheels` is a folder of wheels (uv's among them) for a machine without network. `may_use_apt` allows it to install
+    python3-pip on Debian.
     Raises InstallError, InstallCanceled.
     """
     work = _Installation((source or engine_source()).resolve(), Steps(say, canceled), wheels, may_use_apt)
@@ -103,7 +104,7 @@ def ensure(
         return found
     with _alone(work.steps):
         # Another process may have finished it while this one waited.
-        return (None if repair else work.ready()) or work.build(repair)
+        return (None if repair else work.ready()) or work.build(repair or work.is_damaged)
 
 
 def verify(python: Path) -> list[str]:
@@ -164,15 +165,18 @@ class _Installation:
         self.may_use_apt = may_use_apt
         self.variant = "gpu" if sees_nvidia_gpu() else "cpu"
         self.lock_hash = _lock_hash(source)
+        self.is_damaged = False
 
     def ready(self) -> Path | None:
-        """A finished environment for this source, lock and graphics card whose Python still starts."""
+        """The Python of a finished environment for this source, lock and graphics card that is whole."""
         for environment in _ready(self.source):
-            python = _python_in(environment)
-            fits = _read_stamp(environment).get("variant") == self.variant
-            # The Python below it may have been removed or replaced since.
-            if fits and answer([str(python), "-I", "-c", "import geopeft"], 60)[0]:
-                return python
+            if _read_stamp(environment).get("variant") == self.variant:
+                problems = verify(_python_in(environment))
+                if not problems:
+                    return _python_in(environment)
+                if not self.is_damaged:
+                    self.steps.say(f"The engine's environment is damaged and is made anew. {problems[0]}")
+                self.is_damaged = True
         return None
 
     def build(self, repair: bool) -> Path:
@@ -243,6 +247,11 @@ class _Installation:
             except CommandFailed as failure:
                 text = reason(str(failure))
                 raise InstallError(f"The installed engine does not start ({text}).", _advice(failure)) from failure
+        for name, files in _damage(fresh).items():
+            raise InstallError(
+                f"Files of {name} vanished or changed right after they were installed, such as {files[0]}.",
+                "Does a virus scanner remove them? Allow this folder, then try again.",
+            )
 
     def _lock_for_this_machine(self) -> str:
         """The lock without the flavour of onnxruntime that this machine does not take; both own the same files."""

@@ -6,7 +6,7 @@ import json
 import os
 import queue
 import signal
-import subprocess
+import subprocess  # nosec B404, the engine is a process of its own
 import sys
 import threading
 import time
@@ -90,7 +90,9 @@ def run(
     (folder / "cancel").unlink(missing_ok=True)
     log = _Log(folder / "engine.log")
     try:
-        process = _start([*command, "run", str(job_file)], folder, child_environment(os.environ) if env is None else env)
+        process = _start(
+            [*command, "run", str(job_file)], folder, child_environment(os.environ) if env is None else env
+        )
         last, exit_code = _Run(process, folder, log, on_event, canceled).follow()
     finally:
         log.close()
@@ -127,9 +129,14 @@ def _start(command: Sequence[str], folder: Path, env: Mapping[str, str]) -> subp
     if _is_windows():
         options = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
     try:
-        return subprocess.Popen(
-            list(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            cwd=folder, env=dict(env), **options,
+        return subprocess.Popen(  # nosec B603, no shell
+            list(command),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=folder,
+            env=dict(env),
+            **options,
         )
     except OSError as error:
         raise EngineFailed(
@@ -245,7 +252,8 @@ class _Run:
         """The process and all that it started."""
         if _is_windows():
             taskkill = ["taskkill", "/T", "/F", "/PID", str(self._process.pid)]
-            subprocess.run(taskkill, capture_output=True, check=False, creationflags=subprocess.CREATE_NO_WINDOW)
+            flags = subprocess.CREATE_NO_WINDOW
+            subprocess.run(taskkill, capture_output=True, check=False, creationflags=flags)  # nosec B603, no shell
         else:
             _signal_group(self._process.pid, signal.SIGKILL)
         self._wait(TERMINATE_GRACE_S)

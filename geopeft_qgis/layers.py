@@ -196,7 +196,10 @@ def _write(path: Path, source: QgsFeatureSource, class_field: str, rows: Any) ->
     writer = QgsVectorFileWriter.create(str(path), fields, kind, source.sourceCrs(), context, options)
     failed = writer.hasError() != QgsVectorFileWriter.WriterError.NoError
     if not failed:
-        failed = not all(writer.addFeature(row, QgsFeatureSink.Flag.FastInsert) for row in rows(fields)) or not writer.flushBuffer()
+        failed = (
+            not all(writer.addFeature(row, QgsFeatureSink.Flag.FastInsert) for row in rows(fields))
+            or not writer.flushBuffer()
+        )
     message = writer.errorMessage()
     del writer
     if failed:

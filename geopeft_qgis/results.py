@@ -60,13 +60,14 @@ def load_result(outputs: Mapping[str, Any], project: QgsProject, group_name: str
             layers.append(style_polygons(_vector(entry["polygons"], f"{prefix}polygons"), classes))
         if entry.get("confidence"):
             layers.append(style_confidence(_raster(entry["confidence"], f"{prefix}confidence")))
-    root = project.layerTreeRoot()
-    group = root.insertGroup(_leading_vectors(root), group_name)
+    # The group is filled before it is shown: a group that is shown empty stays folded.
+    group = QgsLayerTreeGroup(group_name)
     for layer in layers:
         remember_model(layer, model)
         project.addMapLayer(layer, False)
         _show_in(group, layer)
-    group.setExpanded(True)
+    root = project.layerTreeRoot()
+    root.insertChildNode(_leading_vectors(root), group)
     return layers
 
 
@@ -105,9 +106,7 @@ def style_class_raster(layer: QgsRasterLayer, classes: Sequence[Mapping[str, Any
     """Gives a class raster its colours and names; without `classes` those that the file itself carries."""
     provider = layer.dataProvider()
     if classes:
-        legend = [
-            QgsPalettedRasterRenderer.Class(int(c["value"]), QColor(c["color"]), str(c["name"])) for c in classes
-        ]
+        legend = [QgsPalettedRasterRenderer.Class(int(c["value"]), QColor(c["color"]), str(c["name"])) for c in classes]
     else:
         table = QgsPalettedRasterRenderer.colorTableToClassData(provider.colorTable(1))
         legend = [entry for entry in table if entry.value > 0 and entry.label not in ("", f"{entry.value:g}")]

@@ -50,7 +50,7 @@ def weights_folder() -> str:
 
 def engine_python() -> Optional[Path]:
     """The engine's Python where it is ready: the user's own, else the one that the plugin has set up."""
-    own = get("engine_python") or os.environ.get("GEOPEFT_ENGINE_PYTHON", "")
+    own = _own_python()
     if own:
         return Path(own) if Path(own).is_file() else None
     from . import engine_install
@@ -58,11 +58,15 @@ def engine_python() -> Optional[Path]:
     return engine_install.engine_python(engine_install.engine_source())
 
 
+def _own_python() -> str:
+    return get("engine_python") or os.environ.get("GEOPEFT_ENGINE_PYTHON", "")
+
+
 def engine_command() -> list[str]:
     """How to start the engine; EngineMissing where it is not set up."""
     python = engine_python()
     if python is None:
-        own = get("engine_python")
+        own = _own_python()
         if own:
             raise EngineMissing(f"There is no Python at {own}. Correct its path in Settings > Options > GeoPEFT.")
         raise EngineMissing("The engine is not set up yet. Press 'Set up the engine' in the GeoPEFT panel.")

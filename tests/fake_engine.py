@@ -1,7 +1,8 @@
 """Speaks the engine's protocol without the engine: `fake_engine.py MODE run JOB.json`.
 
 Modes: ok | fail | crash | crash_after | missing | hang | noise | protocol | orphan. `hang` ignores a polite cancel and
-SIGTERM; `polite` runs until it is canceled; `orphan` hangs with a child of its own.
+SIGTERM; `polite` runs until it is canceled; `orphan` hangs with a
+child of its own that ignores SIGTERM.
 """
 
 import json
@@ -55,7 +56,8 @@ def wait(mode, folder):
     if mode == "hang":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if mode == "orphan":
-        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+        child = subprocess.Popen([sys.executable, "-c", stubborn])
         (folder / "child").write_text(str(child.pid))
     for step in range(6000):
         emit("progress", stage="fit", current=step, total=6000, eta_s=600.0)
@@ -68,7 +70,8 @@ def wait(mode, folder):
 
 def make_noise():
     raw = sys.stdout.buffer
-    raw.write(b"100\n\xff\xfe latin caf\xe9\n[1, 2]\n{}\n{\"event\": \"nonsense\"}\nnull\n{broken\n\n")
+    raw.write(b'100\n\xff\xfe latin caf\xe9\n[1, 2]\n{}\n{"event": "nonsense"}\nnull\n{broken\n\n')
+    raw.write(b'{"event": "message", "level": "info", "text": "caf\xe9"}\n')
     raw.write(b"[" * 100000 + b"\n")
     raw.write(b"x" * (6 << 20) + b"\n")
     raw.flush()
@@ -84,7 +87,11 @@ def steps(job, folder, pause_s):
     for step in range(1, total + 1):
         emit("progress", stage=stage, current=step, total=total, eta_s=round((total - step) * pause_s, 1))
         if stage == "fit" and step % 3 == 0:
-            values = {"loss": 1.8 / (1 + step / 9), "val_loss": 0.2 + 1.7 / (1 + step / 8), "miou": 0.78 - 0.6 / (1 + step / 9)}
+            values = {
+                "loss": 1.8 / (1 + step / 9),
+                "val_loss": 0.2 + 1.7 / (1 + step / 8),
+                "miou": 0.78 - 0.6 / (1 + step / 9),
+            }
             emit("metric", stage="fit", step=step, values=values)
         if (folder / "cancel").exists():
             emit("canceled")

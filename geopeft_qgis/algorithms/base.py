@@ -33,20 +33,11 @@ from qgis.PyQt.QtGui import QIcon
 
 from .. import settings
 from ..engine_process import PROTOCOL, EngineCanceled, EngineError, run
-from ..layers import LayerError, LabelFile, raster_label_classes, raster_path, write_labels
+from ..layers import LabelFile, LayerError, raster_label_classes, raster_path, write_labels
+from .listener import Listener
 
 MODEL_FILTER = "GeoPEFT model (*.geopeft)"
 PATHS = frozenset(("model", "out", "onnx", "json_file", "weights_dir"))
-STAGES = {
-    "download": "Downloading weights:",
-    "labels": "Reading labels:",
-    "label raster": "Reading labels:",
-    "fit": "Training: step",
-    "predict": "Mapping:",
-    "evaluate": "Evaluating:",
-    "vectorize": "Drawing polygons:",
-    "export": "Exporting:",
-}
 
 
 class EngineAlgorithm(QgsProcessingAlgorithm):
@@ -79,7 +70,11 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
         raise NotImplementedError
 
     def results(
-        self, outputs: Mapping[str, Any], job: Mapping[str, Any], parameters: dict[str, Any], context: QgsProcessingContext
+        self,
+        outputs: Mapping[str, Any],
+        job: Mapping[str, Any],
+        parameters: dict[str, Any],
+        context: QgsProcessingContext,
     ) -> dict[str, Any]:
         """What Processing gets back, from the outputs of the engine."""
         raise NotImplementedError
@@ -108,7 +103,7 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
         for note in self._notes:
             feedback.pushInfo(note)
         try:
-            outputs = run(self._command, job, self._folder, _Listener(feedback, self.STAGE_ENDS), feedback.isCanceled)
+            outputs = run(self._command, job, self._folder, Listener(feedback, self.STAGE_ENDS), feedback.isCanceled)
         except EngineCanceled:
             return {}
         except (EngineError, OSError) as error:
@@ -153,7 +148,9 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
         names = [name for name in names if name.lower() not in ("fid", "id", "ogc_fid")]
         if len(names) == 1:
             return names[0]
-        raise LayerError(f"The class field is not chosen. Choose one of the labels' fields: {', '.join(names) or 'none'}.")
+        raise LayerError(
+            f"The class field is not chosen. Choose one of the labels' fields: {', '.join(names) or 'none'}."
+        )
 
     def _snapshot(
         self, parameters: dict[str, Any], name: str, context: QgsProcessingContext, class_field: str, path: Path
@@ -199,9 +196,7 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
     def add_labels(self) -> None:
         """Vector labels with their class field, or a label raster instead."""
         any_shape = [QgsProcessing.SourceType.TypeVectorAnyGeometry]
-        self.addParameter(
-            QgsProcessingParameterFeatureSource("LABELS", self.tr("Labels"), any_shape, optional=True)
-        )
+        self.addParameter(QgsProcessingParameterFeatureSource("LABELS", self.tr("Labels"), any_shape, optional=True))
         self.addParameter(
             QgsProcessingParameterField(
                 "CLASS_FIELD", self.tr("Field with the class"), parentLayerParameterName="LABELS", optional=True
@@ -218,9 +213,7 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
 
     def add_model_file(self) -> None:
         """A model package to read."""
-        self.addParameter(
-            QgsProcessingParameterFile("MODEL", self.tr("Model"), fileFilter=self.tr(MODEL_FILTER))
-        )
+        self.addParameter(QgsProcessingParameterFile("MODEL", self.tr("Model"), fileFilter=self.tr(MODEL_FILTER)))
 
     def add_text(self, name: str, title: str, default: str = "", advanced: bool = False) -> None:
         """A line of text that may be empty."""
@@ -229,9 +222,7 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
 
     def add_choice(self, name: str, title: str, names: tuple[str, ...], default: str) -> None:
         """One of a few names; scripts give the name itself."""
-        self.add_advanced(
-            QgsProcessingParameterEnum(name, title, list(names), False, default, usesStaticStrings=True)
-        )
+        self.add_advanced(QgsProcessingParameterEnum(name, title, list(names), False, default, usesStaticStrings=True))
 
     def add_whole_number(self, name: str, title: str, default: int, maximum: int) -> None:
         """A whole number from 0."""
@@ -290,73 +281,6 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
 
     def svgIconPath(self) -> str:  # noqa: N802
         return settings.resource("icons", "geopeft.svg")
-
-
-class _Listener:
-    """Turns the engine's events into Processing's feedback.
-
-    Args:
-        stage_ends: stage -> percentage of the whole job that is done when that stage is; others have no share.
-    """
-
-    def __init__(self, feedback: QgsProcessingFeedback, stage_ends: Mapping[str, float]) -> None:
-        self._feedback = feedback
-        self._ends = stage_ends
-        self._stage = ""
-        self._stage_start = 0.0
-        self._percent = 0.0
-
-    def __call__(self, event: dict[str, Any]) -> None:
-        kind = event["event"]
-        if kind == "progress":
-            self._progress(event)
-        elif kind == "message":
-            self._message(event)
-        elif kind == "metric":
-            self._metric(event)
-        elif kind == "started":
-            self._feedback.pushInfo(f"Engine {event.get('engine', '')}, device {event.get('device', '')}")
-
-    def _progress(self, event: Mapping[str, Any]) -> None:
-        stage, current, total = str(event.get("stage", "")), event.get("current") or 0, event.get("total") or 0
-        eta = eta_text(event.get("eta_s"))
-        if stage != self._stage:
-            self._stage, self._stage_start = stage, self._percent
-        if total > 0 and stage in self._ends:
-            share = max(0.0, self._ends[stage] - self._stage_start)
-            self._percent = max(self._percent, self._stage_start + share * min(1.0, current / total))
-            self._feedback.setProgress(self._percent)
-        done = f" {current} of {total}" if stage != "download" else f" {current / 1e6:.0f} of {total / 1e6:.0f} MB"
-        self._feedback.setProgressText(f"{stage_text(stage)}{done}{', ' if eta else ''}{eta}")
-
-    def _message(self, event: Mapping[str, Any]) -> None:
-        text = str(event.get("text", ""))
-        if event.get("level") == "warning":
-            self._feedback.pushWarning(text)
-        else:
-            self._feedback.pushInfo(text)
-
-    def _metric(self, event: Mapping[str, Any]) -> None:
-        values = event.get("values") or {}
-        figures = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if isinstance(value, (int, float)))
-        self._feedback.pushInfo(f"{event.get('stage', '')} step {event.get('step', '')}: {figures}")
-        listen = getattr(self._feedback, "metric", None)
-        if listen is not None:
-            listen(dict(event))
-
-
-def stage_text(stage: str) -> str:
-    """A stage's name for people."""
-    return QCoreApplication.translate("GeoPEFT", STAGES.get(stage, stage.replace("_", " ").capitalize() + ":"))
-
-
-def eta_text(seconds: Any) -> str:
-    """The time left, as people say it; empty where it is not known."""
-    if not isinstance(seconds, (int, float)) or seconds < 0:
-        return ""
-    if seconds < 90:
-        return f"about {max(1, round(seconds))} s left"
-    return f"about {round(seconds / 60)} min left"
 
 
 def figure(outputs: Mapping[str, Any], name: str, part: str) -> Optional[float]:

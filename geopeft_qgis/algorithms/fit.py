@@ -39,8 +39,8 @@ class FitAlgorithm(EngineAlgorithm):
     TITLE = "Train a model from labels"
     TAGS = ("segmentation", "classification", "deep learning", "fine-tune", "LoRA", "foundation model", "land cover")
     HELP = (
-        "Fine-tunes a pretrained geospatial model on your labels and writes it as one small file, which 'Apply a model' "
-        "turns into maps.\n\n"
+        "Fine-tunes a pretrained geospatial model on your labels and writes it as one small file, which 'Apply a "
+        "model' turns into maps.\n\n"
         "<b>Labels</b> are polygons, lines or points with their class in a text or integer field, or a raster of class "
         "numbers. Edits that are not saved yet count. Only labelled pixels teach; where everything without a label is "
         "one more class (buildings, for example), give that class a name in 'Background class'.\n\n"
@@ -66,9 +66,7 @@ class FitAlgorithm(EngineAlgorithm):
         area_title = self.tr("Area of the background class")
         self.add_advanced(QgsProcessingParameterFeatureSource("AREA", area_title, polygons, optional=True))
         held_out = self.tr("Validation labels, instead of a part of the labels")
-        self.add_advanced(
-            QgsProcessingParameterFeatureSource("VALIDATION_LABELS", held_out, any_shape, optional=True)
-        )
+        self.add_advanced(QgsProcessingParameterFeatureSource("VALIDATION_LABELS", held_out, any_shape, optional=True))
         self.add_choice("ADAPTER", self.tr("Adapter"), ADAPTERS, ADAPTERS[0])
         self.add_choice("DECODER", self.tr("Decoder"), DECODERS, DECODERS[0])
         self.add_text("BANDS", self.tr("Bands, by name or number, with commas"), advanced=True)

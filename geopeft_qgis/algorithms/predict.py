@@ -36,8 +36,8 @@ class PredictAlgorithm(EngineAlgorithm):
     HELP = (
         "Maps a raster with a model made by 'Train a model from labels'. The class raster has the raster's grid and "
         "comes in the class colours.\n\n"
-        "Optional: the <b>confidence</b> in percent, the map as <b>polygons</b>, and an <b>area of interest</b> outside "
-        "of which nothing is mapped."
+        "Optional: the <b>confidence</b> in percent, the map as <b>polygons</b>, and an <b>area of interest</b> "
+        "outside of which nothing is mapped."
     )
 
     def __init__(self) -> None:
@@ -50,9 +50,7 @@ class PredictAlgorithm(EngineAlgorithm):
         polygon = QgsProcessing.SourceType.TypeVectorPolygon
         self.add_model_file()
         self.addParameter(QgsProcessingParameterRasterLayer("RASTER", self.tr("Raster")))
-        self.addParameter(
-            QgsProcessingParameterFeatureSource("AOI", self.tr("Area of interest"), area, optional=True)
-        )
+        self.addParameter(QgsProcessingParameterFeatureSource("AOI", self.tr("Area of interest"), area, optional=True))
         self.add_text("BANDS", self.tr("Bands, by name or number, with commas"), advanced=True)
         self.add_device()
         self.addParameter(QgsProcessingParameterRasterDestination("OUTPUT", self.tr("Class raster")))
@@ -78,7 +76,11 @@ class PredictAlgorithm(EngineAlgorithm):
         self, parameters: dict[str, Any], context: QgsProcessingContext
     ) -> tuple[bool, str]:
         """Only the formats that the engine writes."""
-        for name, suffixes in (("OUTPUT", (".tif", ".tiff")), ("CONFIDENCE", (".tif", ".tiff")), ("POLYGONS", (".gpkg",))):
+        for name, suffixes in (
+            ("OUTPUT", (".tif", ".tiff")),
+            ("CONFIDENCE", (".tif", ".tiff")),
+            ("POLYGONS", (".gpkg",)),
+        ):
             path = destination_text(parameters.get(name), context)
             if path and path != QgsProcessing.TEMPORARY_OUTPUT and not path.lower().endswith(suffixes):
                 return False, self.tr("{name} must end with {suffix}, not as in {path}.").format(

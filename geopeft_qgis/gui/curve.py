@@ -68,7 +68,9 @@ class CurveWidget(QWidget):
         height = (inner.height() - metrics.height()) / 2
         last_step = max(step for points in self._series.values() for step, _ in points)
         upper = QRectF(inner.left(), inner.top() + metrics.height(), inner.width(), height - metrics.height())
-        lower = QRectF(inner.left(), inner.bottom() - height + metrics.height(), inner.width(), height - metrics.height())
+        lower = QRectF(
+            inner.left(), inner.bottom() - height + metrics.height(), inner.width(), height - metrics.height()
+        )
         self._chart(painter, upper, self.lines("miou"), (0.0, 1.0), last_step)
         losses = self.lines("loss")
         top = max((value for line in losses for _, value in line.points), default=1.0)
@@ -115,11 +117,11 @@ class CurveWidget(QWidget):
         painter.drawText(row, int(Qt.AlignmentFlag.AlignHCenter), _tr("training step"))
 
     def _ink(self, strength: float) -> QColor:
-        """The text colour, blended with the background."""
+        """The text colour, blended with the background. Some dark themes leave black text in the palette."""
         text, base = (self.palette().color(r) for r in (QPalette.ColorRole.Text, QPalette.ColorRole.Base))
-        parts = (
-            round(t * strength + b * (1 - strength)) for t, b in zip(text.getRgb()[:3], base.getRgb()[:3])
-        )
+        if abs(text.lightness() - base.lightness()) < 100:
+            text = QColor("#ffffff" if base.lightness() < 128 else "#000000")
+        parts = (round(t * strength + b * (1 - strength)) for t, b in zip(text.getRgb()[:3], base.getRgb()[:3]))
         return QColor(*parts)
 
     def _colored(self, name: str) -> QColor:
@@ -151,7 +153,7 @@ def _is_validation(name: str) -> bool:
 def _title(name: str) -> str:
     if series_kind(name) == "miou":
         return _tr("mIoU")
-    return _tr("validation loss") if _is_validation(name) else _tr("training loss")
+    return _tr("validation") if _is_validation(name) else _tr("training loss")
 
 
 def _color(name: str) -> str:

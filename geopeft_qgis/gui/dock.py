@@ -2,48 +2,28 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from pathlib import Path
 from typing import Any, Optional
 
-from qgis.core import (
-    Qgis,
-    QgsApplication,
-    QgsMapLayerProxyModel,
-    QgsMessageLog,
-    QgsProcessingFeatureSourceDefinition,
-    QgsProject,
-)
-from qgis.gui import (
-    QgsCollapsibleGroupBox,
-    QgsDockWidget,
-    QgsFieldComboBox,
-    QgsFileWidget,
-    QgsMapLayerComboBox,
-)
+from qgis.core import Qgis, QgsApplication, QgsMessageLog, QgsProject
+from qgis.gui import QgsCollapsibleGroupBox, QgsDockWidget
 from qgis.PyQt.QtCore import Qt, QTimer
 from qgis.PyQt.QtWidgets import (
-    QCheckBox,
-    QComboBox,
-    QFormLayout,
     QHBoxLayout,
     QLabel,
-    QLineEdit,
     QPlainTextEdit,
     QProgressBar,
     QPushButton,
     QScrollArea,
-    QSpinBox,
     QVBoxLayout,
     QWidget,
 )
 
 from .. import settings
-from ..algorithms.fit import BACKBONES
 from ..layers import LayerError
 from ..results import load_result
 from .curve import CurveWidget
-from .runs import SetupTask, TrainAndMap, TrainingRequest, as_engine_outputs
+from .form import TrainingForm
+from .runs import END_WAIT_MS, SetupTask, TrainAndMap, TrainingRequest, as_engine_outputs
 
 LEVELS = {
     "info": Qgis.MessageLevel.Info,
@@ -66,24 +46,25 @@ class GeopeftDock(QgsDockWidget):
         self._training: Optional[TrainAndMap] = None
         self._setup: Optional[SetupTask] = None
         self._request: Optional[TrainingRequest] = None
-        self._suggested_model = ""
         self.setObjectName("GeopeftDock")
         self.setWindowTitle("GeoPEFT")
         self._build()
-        self._connect()
-        self._labels_changed()
-        self._suggest_model()
+        self.form.changed.connect(self.refresh)
+        self.run_button.clicked.connect(self.start)
+        self.cancel_button.clicked.connect(self.cancel)
+        self.visibilityChanged.connect(self.refresh)
         self.refresh()
 
     def refresh(self) -> None:
         """Brings buttons and hints up to date with the engine, the layers and what runs."""
         self._engine_ready = settings.engine_python() is not None
         busy = self._training is not None or self._setup is not None
-        hint = self._what_is_missing()
+        set_up = self.tr("The engine is a separate environment (about 3 GB to download), set up once.")
+        hint = self.form.missing() if self._engine_ready else set_up
         self.run_button.setText(self.tr("Train and map") if self._engine_ready else self.tr("Set up the engine"))
         self.run_button.setEnabled(not busy and (not self._engine_ready or not hint))
         self.cancel_button.setVisible(busy)
-        self.form_box.setEnabled(not busy)
+        self.form.setEnabled(not busy)
         if not busy and not self.result_label.text():
             self.stage_label.setText(hint)
 
@@ -116,34 +97,13 @@ class GeopeftDock(QgsDockWidget):
             self._setup.ended.disconnect()
             self._setup.said.disconnect()
             self._setup.cancel()
+            self._setup.waitForFinished(END_WAIT_MS)
             self._setup = None
 
     # What is in the dock
 
     def _build(self) -> None:
-        self.raster_box = QgsMapLayerComboBox()
-        self.raster_box.setFilters(QgsMapLayerProxyModel.Filter.RasterLayer)
-        self.label_box = QgsMapLayerComboBox()
-        self.label_box.setFilters(QgsMapLayerProxyModel.Filter.HasGeometry)
-        self.selected_box = QCheckBox(self.tr("Selected labels only"))
-        self.field_box = QgsFieldComboBox()
-        self.backbone_box = QComboBox()
-        self.backbone_box.setEditable(True)
-        self.backbone_box.addItems(BACKBONES)
-        self.backbone_box.setToolTip(self.tr("auto chooses by bands and pixel size; any timm name can be typed."))
-        self.background_edit = QLineEdit()
-        self.background_edit.setPlaceholderText(self.tr("none"))
-        self.background_edit.setToolTip(
-            self.tr("Name of a class made of everything without a label inside the labels' extent. Needed where only "
-                    "one kind of thing is drawn, such as buildings.")
-        )
-        self.minutes_box = QSpinBox()
-        self.minutes_box.setRange(0, 24 * 60)
-        self.minutes_box.setSuffix(self.tr(" min"))
-        self.minutes_box.setSpecialValueText(self.tr("none"))
-        self.model_file = QgsFileWidget()
-        self.model_file.setStorageMode(QgsFileWidget.StorageMode.SaveFile)
-        self.model_file.setFilter(self.tr("GeoPEFT model (*.geopeft)"))
+        self.form = TrainingForm()
         self.run_button = QPushButton()
         self.run_button.setMinimumHeight(36)
         font = self.run_button.font()
@@ -161,29 +121,9 @@ class GeopeftDock(QgsDockWidget):
         self.messages.setReadOnly(True)
         self.messages.setMaximumBlockCount(5000)
         self.messages.setMinimumHeight(110)
-        for box in (self.raster_box, self.label_box, self.field_box, self.backbone_box):
-            # Long names must not make the dock wider than its place.
-            box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-            box.setMinimumContentsLength(8)
         self._arrange()
 
     def _arrange(self) -> None:
-        self.form_box = QWidget()
-        form = QFormLayout(self.form_box)
-        form.setContentsMargins(0, 0, 0, 0)
-        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
-        form.setRowWrapPolicy(QFormLayout.RowWrapPolicy.DontWrapRows)
-        for title, widget in (
-            (self.tr("Raster"), self.raster_box),
-            (self.tr("Labels"), self.label_box),
-            ("", self.selected_box),
-            (self.tr("Class field"), self.field_box),
-            (self.tr("Model type"), self.backbone_box),
-            (self.tr("Background"), self.background_edit),
-            (self.tr("Time limit"), self.minutes_box),
-            (self.tr("Save model as"), self.model_file),
-        ):
-            form.addRow(title, widget)
         buttons = QHBoxLayout()
         buttons.addWidget(self.run_button, 3)
         buttons.addWidget(self.cancel_button, 1)
@@ -192,7 +132,7 @@ class GeopeftDock(QgsDockWidget):
         log_box.setCollapsed(True)
         content = QWidget()
         column = QVBoxLayout(content)
-        column.addWidget(self.form_box)
+        column.addWidget(self.form)
         column.addLayout(buttons)
         for widget in (self.progress, self.stage_label, self.result_label):
             column.addWidget(widget)
@@ -207,66 +147,16 @@ class GeopeftDock(QgsDockWidget):
         scroll.setMinimumWidth(310)
         self.setWidget(scroll)
 
-    def _connect(self) -> None:
-        self.raster_box.layerChanged.connect(self._suggest_model)
-        self.raster_box.layerChanged.connect(self.refresh)
-        self.label_box.layerChanged.connect(self._labels_changed)
-        self.field_box.fieldChanged.connect(self.refresh)
-        self.run_button.clicked.connect(self.start)
-        self.cancel_button.clicked.connect(self.cancel)
-        self.visibilityChanged.connect(self.refresh)
-
-    def _labels_changed(self) -> None:
-        layer = self.label_box.currentLayer()
-        self.field_box.setLayer(layer)
-        if layer is not None:
-            names = [field.name() for field in layer.fields()]
-            texts = [field.name() for field in layer.fields() if field.typeName().lower() in ("string", "text")]
-            wanted = [name for name in names if name.lower() in ("class", "klasse", "label", "category")]
-            self.field_box.setField((wanted or texts or names or [""])[0])
-        self.refresh()
-
-    def _what_is_missing(self) -> str:
-        if not self._engine_ready:
-            return self.tr("The engine is a separate environment (about 3 GB to download), set up once.")
-        if self.raster_box.currentLayer() is None:
-            return self.tr("Add a raster to the project.")
-        if self.label_box.currentLayer() is None:
-            return self.tr("Add a layer with labels: a few polygons of each class, with a field for the class.")
-        if not self.field_box.currentField():
-            return self.tr("Choose the field with the class.")
-        return ""
-
-    def _suggest_model(self) -> None:
-        """A name for the model that is not taken yet, unless the user chose one."""
-        if self.model_file.filePath() not in ("", self._suggested_model):
-            return
-        layer = self.raster_box.currentLayer()
-        name = "".join(c if c.isalnum() or c in "-_" else "_" for c in layer.name()) if layer else "model"
-        home = QgsProject.instance().homePath()
-        folder = Path(home) if home else settings.models_folder()
-        self._suggested_model = str(_free(folder / f"{name}-{datetime.now():%Y-%m-%d}.geopeft"))
-        self.model_file.setFilePath(self._suggested_model)
-        self.model_file.setToolTip(self._suggested_model)
-
     # Training
 
     def _train(self) -> None:
-        self._suggest_model()
         self.curve.clear()
         self.messages.clear()
-        model = Path(self.model_file.filePath().strip())
-        model = model if model.suffix == ".geopeft" else model.with_name(model.name + ".geopeft")
         try:
-            model.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            self._failed(self.tr("The folder {folder} cannot be made ({reason}). Choose another one.").format(
-                folder=model.parent, reason=error.strerror))
+            self._request = self.form.request()
+        except LayerError as error:
+            self._failed(str(error))
             return
-        raster = self.raster_box.currentLayer()
-        self._request = TrainingRequest(
-            self._fit_parameters(model), raster, model, _free(model.with_name(f"{model.stem}_map.tif"))
-        )
         self._training = TrainAndMap(self._request, self)
         self._training.progressed.connect(lambda percent: self.progress.setValue(round(percent * 10)))
         self._training.stepped.connect(self.stage_label.setText)
@@ -280,19 +170,6 @@ class GeopeftDock(QgsDockWidget):
         self.stage_label.setText(self.tr("Starting the engine ..."))
         self.stage_label.setToolTip("")
         self._training.start()
-
-    def _fit_parameters(self, model: Path) -> dict[str, Any]:
-        labels = self.label_box.currentLayer()
-        return {
-            "RASTERS": [self.raster_box.currentLayer()],
-            "LABELS": QgsProcessingFeatureSourceDefinition(labels.id(), self.selected_box.isChecked()),
-            "CLASS_FIELD": self.field_box.currentField(),
-            "BACKBONE": self.backbone_box.currentText().strip() or "auto",
-            "BACKGROUND": self.background_edit.text().strip(),
-            "MAX_MINUTES": self.minutes_box.value(),
-            "DEVICE": settings.device(),
-            "MODEL": str(model),
-        }
 
     def _finished(self, fit_results: dict[str, Any], predict_results: dict[str, Any]) -> None:
         request = self._request
@@ -310,23 +187,32 @@ class GeopeftDock(QgsDockWidget):
         self.result_label.setText(text)
         # QGIS announces the end of the task by itself; this comes after it, so that it is what the user sees.
         QTimer.singleShot(300, lambda: self._notify(text, "success"))
-        self._suggest_model()
+        self.form.suggest_model(after=request.model)
         self.refresh()
 
     def _failed(self, text: str) -> None:
+        text = f"{text} {self._kept()}".strip()
+        self._stopped(text)
+        self._say("error", text)
+        self._notify(text, "error")
+
+    def _canceled(self) -> None:
+        kept = self._kept() or self.tr("Nothing was changed.")
+        self._stopped(self.tr("Canceled. {kept}").format(kept=kept))
+
+    def _kept(self) -> str:
+        """What is there although the run did not come to its end."""
+        if self._training is None or not self._training.has_model:
+            return ""
+        self.form.suggest_model(after=self._request.model)
+        text = self.tr("The model is kept: {path}. 'Apply a model' in the toolbox can use it.")
+        return text.format(path=self._request.model)
+
+    def _stopped(self, text: str) -> None:
         self._training = None
         self.progress.setVisible(False)
         self.stage_label.clear()
         self.result_label.setText(text)
-        self._say("error", text)
-        self._notify(text, "error")
-        self.refresh()
-
-    def _canceled(self) -> None:
-        self._training = None
-        self.progress.setVisible(False)
-        self.result_label.setText(self.tr("Canceled. Nothing was changed; press the button to run again."))
-        self.stage_label.clear()
         self.refresh()
 
     # Setting up
@@ -370,15 +256,6 @@ def accuracy_text(fit_results: dict[str, Any]) -> str:
         return "The model is trained. There were too few labels to hold some out and measure its accuracy."
     interval = f" ({low:.2f}–{high:.2f})" if low is not None and high is not None else ""
     return f"mIoU {value:.2f}{interval} on held-out labels"
-
-
-def _free(path: Path) -> Path:
-    """The path, or one with a number where it is taken."""
-    number, free = 2, path
-    while free.exists():
-        free = path.with_name(f"{path.stem}-{number}{path.suffix}")
-        number += 1
-    return free
 
 
 def _text_label() -> QLabel:

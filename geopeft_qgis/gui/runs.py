@@ -23,7 +23,7 @@ class TrainingRequest(NamedTuple):
     """What one press of the button asks for."""
 
     fit: dict[str, Any]
-    raster: Any
+    raster: str
     model: Path
     map_file: Path
 
@@ -58,7 +58,7 @@ class RunFeedback(QgsProcessingFeedback):
     def pushDebugInfo(self, info: str) -> None:  # noqa: N802
         self.said.emit("log", info)
 
-    def reportError(self, error: str, fatalError: bool = False) -> None:  # noqa: N802, N803
+    def reportError(self, error: str, fatalError: bool = False) -> None:  # noqa: N802
         self.error = self.error or error
         self.said.emit("error", error)
 
@@ -140,6 +140,11 @@ class TrainAndMap(QObject):
         self._request = request
         self._fit_results: dict[str, Any] = {}
         self._run: Optional[AlgorithmRun] = None
+
+    @property
+    def has_model(self) -> bool:
+        """True once the training has written its model."""
+        return bool(self._fit_results)
 
     def start(self) -> None:
         """Starts with the training."""

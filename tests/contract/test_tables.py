@@ -204,7 +204,7 @@ ONNX_ROWS = [
         )
         for name in NAMES
     ),
-    ("galileo_nano", "frozen", "linear", 0.4),
+    ("galileo_nano", "frozen", "linear", 0.37),
     ("tf_efficientnet_lite0", "full", "linear", 2.0),
 ]
 
@@ -221,9 +221,6 @@ def test_the_exported_model_is_the_model(
         if key.endswith("pos_embed"):
             value.normal_()  # an initial position embedding is too small to tell whether it was resampled rightly
     model = reopened(spec, shaken(model).trainable_state(), published, merged=True)
-    with torch.no_grad():
-        free = model(chips(spec))
-    model.fix_size(*SIZE)
     path = tmp_path / "model.onnx"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -245,4 +242,3 @@ def test_the_exported_model_is_the_model(
             wanted = model(x).numpy()
         assert wanted.std() > 1e-2
         np.testing.assert_allclose(session.run(None, {"raw": x.numpy()})[0], wanted, atol=1e-4, rtol=1e-4)
-    assert free.shape == (2, 5, *SIZE)

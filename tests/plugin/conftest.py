@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 pytest.importorskip("qgis.core", reason="these tests need QGIS's Python (/usr/bin/python3 where QGIS is installed)")
 
-from qgis_session import (  # noqa: E402, F401
+from qgis_session import (  # noqa: F401
     fake_engine,
     label_layer,
     project,

@@ -1,5 +1,6 @@
 """One QGIS for a whole test session, with a profile folder of its own, and small layers to work on."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -17,7 +18,8 @@ def start_qgis(profile):
     """The one QgsApplication of this process, with Processing; kept for ever, since ending it twice crashes."""
     global _application
     if _application is None:
-        sys.path.append("/usr/share/qgis/python/plugins")
+        # QGIS's temporary folders outlive its process; here pytest clears them away.
+        os.environ["TMPDIR"] = str(profile)
         from qgis.core import QgsApplication
         from qgis.PyQt.QtCore import QCoreApplication, QSettings
 
@@ -27,6 +29,7 @@ def start_qgis(profile):
         QSettings.setPath(QSettings.Format.IniFormat, QSettings.Scope.UserScope, str(profile))
         _application = QgsApplication([], True, str(profile))
         _application.initQgis()
+        sys.path.append(str(Path(QgsApplication.pkgDataPath()) / "python" / "plugins"))
         from processing.core.Processing import Processing
 
         Processing.initialize()
@@ -42,8 +45,9 @@ def qgis_app(tmp_path_factory):
 @pytest.fixture
 def provider(qgis_app):
     """The provider, registered."""
-    from geopeft_qgis.provider import GeopeftProvider
     from qgis.core import QgsApplication
+
+    from geopeft_qgis.provider import GeopeftProvider
 
     provider = GeopeftProvider()
     QgsApplication.processingRegistry().addProvider(provider)

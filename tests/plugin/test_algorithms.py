@@ -1,5 +1,7 @@
 """The algorithms as Processing runs them, with the fake engine."""
 
+# ruff: noqa: N802, the names are QGIS's
+
 import json
 from pathlib import Path
 

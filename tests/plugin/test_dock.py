@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 import pytest
-from qgis.core import QgsApplication, QgsPalettedRasterRenderer
+from qgis.core import QgsApplication, QgsPalettedRasterRenderer, QgsProcessingUtils
 from qgis.PyQt.QtCore import QCoreApplication, QEvent
 
 
@@ -32,21 +32,21 @@ def dock(provider, fake_engine, raster_layer, label_layer, monkeypatch, tmp_path
 
 
 def test_the_obvious_choices_are_made(dock, tmp_path):
-    assert dock.raster_box.currentLayer().name() == "scene"
-    assert dock.label_box.currentLayer().name() == "labels"
-    assert dock.field_box.currentField() == "class"
-    assert dock.backbone_box.currentText() == "auto"
+    assert dock.form.raster_box.currentLayer().name() == "scene"
+    assert dock.form.label_box.currentLayer().name() == "labels"
+    assert dock.form.field_box.currentField() == "class"
+    assert dock.form.backbone_box.currentText() == "auto"
     assert dock.run_button.isEnabled() and dock.run_button.text() == "Train and map"
-    assert Path(dock.model_file.filePath()).parent == tmp_path / "models"
+    assert Path(dock.form.model_file.filePath()).parent == tmp_path / "models"
 
 
 def test_one_press_trains_maps_and_styles(dock, project):
     dock.start()
-    assert not dock.run_button.isEnabled() and not dock.form_box.isEnabled()
+    assert not dock.run_button.isEnabled() and not dock.form.isEnabled()
     wait_until(lambda: dock._training is None)
     assert dock.result_label.text() == "mIoU 0.74 (0.66–0.80) on held-out labels"
     assert len(dock.curve.lines("miou")[0].points) == 20
-    assert {line.title for line in dock.curve.lines("loss")} == {"training loss", "validation loss"}
+    assert {line.title for line in dock.curve.lines("loss")} == {"training loss", "validation"}
     names = [node.name() for node in project.layerTreeRoot().children()]
     assert names == ["labels", Path(dock._request.model).stem, "scene"]
     group = project.layerTreeRoot().children()[1]
@@ -63,7 +63,7 @@ def test_a_second_run_overwrites_nothing(dock, project):
     for _ in range(2):
         dock.start()
         wait_until(lambda: dock._training is None)
-    assert len(list(Path(dock.model_file.filePath()).parent.glob("*.geopeft"))) == 2
+    assert len(list(Path(dock.form.model_file.filePath()).parent.glob("*.geopeft"))) == 2
     assert len(project.layerTreeRoot().children()) == 4
 
 
@@ -76,8 +76,25 @@ def test_a_failure_is_shown_and_leaves_everything_usable(dock, fake_engine, proj
     assert dock.run_button.isEnabled() and set(project.mapLayers()) == before
 
 
+def test_a_map_that_fails_leaves_the_model(dock, fake_engine, project):
+    dock.start()
+    dock._training.trained.connect(lambda _: fake_engine("fail"))
+    wait_until(lambda: dock._training is None)
+    model = dock._request.model
+    assert model.is_file()
+    assert dock.result_label.text().startswith("The raster has no band 'nir'. Name the bands. The model is kept:")
+    assert Path(dock.form.model_file.filePath()) not in (model, Path())
+
+
+def test_a_raster_that_leaves_the_project_during_training_is_mapped_all_the_same(dock, project, raster_layer):
+    dock.start()
+    project.removeMapLayer(raster_layer.id())
+    wait_until(lambda: dock._training is None)
+    assert [layer.name() for layer in project.mapLayers().values() if layer.name() == "map"]
+
+
 def test_labels_that_cannot_be_used_are_told_at_once(dock):
-    layer = dock.label_box.currentLayer()
+    layer = dock.form.label_box.currentLayer()
     layer.dataProvider().truncate()
     dock.start()
     assert dock._training is None
@@ -97,11 +114,15 @@ def test_cancel_ends_a_hanging_engine(dock, fake_engine):
     assert QgsApplication.taskManager().countActiveTasks() == 0
 
 
-def test_closing_the_plugin_ends_a_run(dock, fake_engine):
+def test_closing_the_plugin_waits_for_the_end_of_its_engine(dock, fake_engine):
     fake_engine("polite")
     dock.start()
     wait_until(lambda: "Training" in dock.stage_label.text())
+    folders = Path(QgsProcessingUtils.tempFolder()).glob("geopeft-*/pid")
+    pid = max(folders, key=lambda path: path.stat().st_mtime).read_text()
+    assert Path(f"/proc/{pid}").exists()
     dock.end()
+    assert not Path(f"/proc/{pid}").exists()
     wait_until(lambda: QgsApplication.taskManager().countActiveTasks() == 0, 5)
 
 
@@ -160,7 +181,7 @@ def test_the_curve_is_drawn_light_and_dark(dock):
         dock.curve.add({"step": step * 20, "values": {"loss": 1.5 / step, "miou": 0.15 * step}})
     dock.curve.resize(320, 220)
     pictures = []
-    for base, text in (("#ffffff", "#000000"), ("#202020", "#eeeeee")):
+    for base, text in (("#ffffff", "#000000"), ("#202020", "#000000")):
         palette = QPalette()
         palette.setColor(QPalette.ColorRole.Base, QColor(base))
         palette.setColor(QPalette.ColorRole.Text, QColor(text))
@@ -168,8 +189,10 @@ def test_the_curve_is_drawn_light_and_dark(dock):
         picture = QImage(320, 220, QImage.Format.Format_RGB32)
         dock.curve.render(picture)
         assert picture.pixelColor(2, 2).name() == base
-        colors = {picture.pixelColor(x, y).name() for x in range(0, 320) for y in range(0, 220)}
+        colors = {picture.pixelColor(x, y).name() for x in range(320) for y in range(220)}
         assert len(colors) > 20
+        ink = max(abs(QColor(name).lightness() - QColor(base).lightness()) for name in colors)
+        assert ink > 120, "the axis would be illegible"
         pictures.append(picture)
     assert pictures[0] != pictures[1]
 

@@ -15,6 +15,7 @@ STEPS = 10
 @pytest.mark.skipif(not PYTHON, reason="GEOPEFT_ENGINE_PYTHON does not name the engine's Python (build.py engine)")
 def test_labels_become_a_styled_map(provider, project, tmp_path):
     import processing
+
     from geopeft_qgis.layers import category_styles
 
     for name in ("itaipu_landsat8.tif", "labels.gpkg"):
@@ -69,7 +70,9 @@ def give_colors(labels):
     from qgis.core import QgsCategorizedSymbolRenderer, QgsFillSymbol, QgsRendererCategory
 
     index = labels.fields().lookupField("class")
-    colors = {name: f"#{40 + 30 * i:02x}{200 - 20 * i:02x}7b" for i, name in enumerate(sorted(labels.uniqueValues(index)))}
+    colors = {
+        name: f"#{40 + 30 * i:02x}{200 - 20 * i:02x}7b" for i, name in enumerate(sorted(labels.uniqueValues(index)))
+    }
     categories = [
         QgsRendererCategory(name, QgsFillSymbol.createSimple({"color": color}), name) for name, color in colors.items()
     ]

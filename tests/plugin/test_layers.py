@@ -33,9 +33,7 @@ def read(labels):
     path, name = labels.spec.rsplit(":", 1)
     layer = QgsVectorLayer(f"{path}|layername={name}", "read", "ogr")
     assert layer.isValid()
-    rows = sorted(
-        (f[labels.class_field], f["color"], round(f.geometry().area())) for f in layer.getFeatures()
-    )
+    rows = sorted((f[labels.class_field], f["color"], round(f.geometry().area())) for f in layer.getFeatures())
     return rows, layer.crs().authid(), layer
 
 

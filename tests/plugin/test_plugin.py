@@ -1,5 +1,7 @@
 """The plugin comes and goes without a trace."""
 
+# ruff: noqa: N802, the names are QGIS's
+
 import configparser
 from pathlib import Path
 

@@ -55,8 +55,9 @@ def test_confidence_is_a_ramp_from_0_to_100_and_255_is_nothing(outputs, project)
 
 
 def test_a_class_raster_by_itself_shows_the_names_that_it_carries(raster_file, tmp_path, project):
-    from geopeft_qgis.results import style_class_raster
     from osgeo import gdal
+
+    from geopeft_qgis.results import style_class_raster
 
     path = str(tmp_path / "own.tif")
     target = gdal.GetDriverByName("GTiff").Create(path, 4, 4, 1, gdal.GDT_Byte)

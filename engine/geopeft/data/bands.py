@@ -369,13 +369,12 @@ def named_sensor(tags: Mapping[str, str], file_name: str = "") -> str:
 def _roles_from_wavelengths(bands: list[Band]) -> list[Band]:
     """Each role that no name has claimed goes to the band nearest to its centre, among those within its range.
 
-    Bands whose name is a number code of a known meaning keep it. `nir` goes first: a sensor with one near infrared
-    band at 0.865 has a `nir`, not a `nir08`.
+    Bands whose name is a number code of a known meaning keep it. `nir` comes before `nir08` in `ROLES`: a sensor with
+    one near infrared band at 0.865 has a `nir`.
     """
     bands = list(bands)
     taken = {band.common for band in bands if band.common}
-    for role in sorted(ROLES, key=lambda name: name != "nir"):
-        centre, low, high = ROLES[role]
+    for role, (centre, low, high) in ROLES.items():
         fitting = [
             (abs(band.wavelength_um - centre), position)
             for position, band in enumerate(bands)

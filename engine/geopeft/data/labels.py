@@ -731,7 +731,8 @@ def _load(source: _Source, columns: Sequence[str], reporter: Reporter) -> _Featu
         raise LabelError(f"{source.path} cannot be read: {error}.", "Export the layer again.", "LABELS_OPEN") from error
     crs = _label_crs(source.path, meta["crs"])
     named = {str(name): column for name, column in zip(meta["fields"], data, strict=True)}
-    geometries = np.asarray(shapely.from_wkb(blobs, on_invalid="ignore"), np.object_).reshape(-1)
+    with np.errstate(invalid="ignore"):  # coordinates that are no numbers are looked for in _repair
+        geometries = np.asarray(shapely.from_wkb(blobs, on_invalid="ignore"), np.object_).reshape(-1)
     features = _Features(geometries, np.asarray(fids, np.int64), crs, named)
     return _repair(features, source.path, reporter)
 

@@ -16,7 +16,7 @@ from geopeft.models.backbones import BACKBONES
 from geopeft.models.backbones.backbone import Backbone
 from geopeft.models.decoders import DECODERS
 from geopeft.models.registry import BackboneCard, load_builder
-from geopeft.models.sizes import resize, resize_to_grid, resized_side
+from geopeft.models.sizes import resize, resize_to_grid
 from geopeft.models.spec import ModelSpec
 from geopeft.models.weights import fetch, file_sha256, load_state
 
@@ -73,11 +73,6 @@ class SegmentationModel(nn.Module):
         if self.adapter is None or not self.adapter.trains_statistics:
             self.backbone.eval()
         return self
-
-    def fix_size(self, height: int, width: int) -> None:
-        """Makes this a model for chips of one size, before it is exported; it cannot be stored afterwards."""
-        side = [resized_side(n, self.spec.resample) for n in (height, width)]
-        self.backbone.fix_size(side[0], side[1])
 
     def trainable_state(self) -> dict[str, Tensor]:
         """What a package stores: adapter.*, decoder.* and head.*, detached, on the CPU."""

@@ -27,18 +27,13 @@ def crop_map(feature_map: Tensor, height: int, width: int, stride: int) -> Tenso
     return feature_map if feature_map.shape[-2:] == (rows, cols) else feature_map[..., :rows, :cols]
 
 
-def resized_side(size: int, factor: float) -> int:
-    """What `resize` makes of a side; a product that is whole but for rounding does not gain a pixel."""
-    return math.ceil(size * factor - 1e-9)
-
-
 def resize(x: Tensor, factor: float) -> Tensor:
     """Bilinear, antialiased when it shrinks: (B, C, H, W) -> (B, C, ceil(H * factor), ceil(W * factor))."""
     if factor == 1:
         return x
     if factor == round(factor):
         return F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
-    # As products with fixed matrices: an export of the antialiased operator loses the antialiasing.
+    # As products with fixed matrices: in ONNX the antialiased operator takes its factor from the rounded sizes.
     down = torch.tensor(_resize_matrix(x.shape[-2], factor), dtype=x.dtype, device=x.device)
     across = torch.tensor(_resize_matrix(x.shape[-1], factor), dtype=x.dtype, device=x.device)
     return down @ x @ across.T
@@ -52,7 +47,8 @@ def resize_to_grid(x: Tensor, factor: float, rows: int, cols: int) -> Tensor:
 @functools.lru_cache(maxsize=64)
 def _resize_matrix(size: int, factor: float) -> np.ndarray:
     """(ceil(size * factor), size) weights of a triangle filter, one pixel wide in the coarser of the two grids."""
-    count = resized_side(size, factor)
+    # A product that is whole but for rounding does not gain a pixel.
+    count = math.ceil(size * factor - 1e-9)
     centres = (np.arange(count) + 0.5) / factor
     distance = np.abs(np.arange(size) + 0.5 - centres[:, None]) * min(1.0, factor)
     weights = np.maximum(0.0, 1.0 - distance)

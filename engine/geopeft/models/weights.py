@@ -116,8 +116,11 @@ def load_state(path: Path, card: BackboneCard) -> dict[str, Tensor]:
 
 def file_sha256(path: Path) -> str:
     """Checksum of a file, lower-case hex; computed once for a file that does not change."""
-    status = path.stat()
-    return _sha256(path, status.st_size, status.st_mtime_ns)
+    try:
+        status = path.stat()
+        return _sha256(path, status.st_size, status.st_mtime_ns)
+    except OSError as error:
+        raise _broken(path, error.strerror or str(error)) from error
 
 
 @functools.lru_cache(maxsize=64)

@@ -33,6 +33,7 @@ def constants(radiometry: Radiometry) -> tuple[str, float, float]:
 
 S2_INTEGER = (reflectances() * 1e4).astype("uint16")
 DISPLAY = RNG.integers(0, 256, (3, 80, 80))
+DESERT = ((reflectances() + np.array([0.08, 0.10, 0.12, 0.15])[:, None, None]) * 1e4).astype("uint16")
 L1_DN = ((reflectances() + 0.1) / 2e-5).astype("uint16")
 C2_DN = ((reflectances() + 0.2) / 2.75e-5).astype("uint16")
 
@@ -64,6 +65,7 @@ C2_DN = ((reflectances() + 0.2) / 2.75e-5).astype("uint16")
                      ("reflectance", 1, 0), id="only Sentinel-2 has that offset"),
         pytest.param(S2_INTEGER + 1000, {"tags": {"sensor": "Sentinel-2 L1C"}}, ("reflectance", 1e-4, 0), id="haze"),
         pytest.param((reflectances(floor=0.3) * 1e4).astype("uint16"), {}, ("reflectance", 1e-4, 0), id="bright scene"),
+        pytest.param(DESERT, {}, ("reflectance", 1e-4, 0), id="desert, brighter towards the red"),
         pytest.param(L1_DN, {"name": "LC08_L1TP_224078.tif"}, ("reflectance", 2e-5, -0.1), id="Landsat level 1"),
         pytest.param(C2_DN, {"names": ["SR_B2", "SR_B3", "SR_B4", "SR_B5"]}, ("reflectance", 2.75e-5, -0.2), id="C2"),
         pytest.param(L1_DN, {"name": "x.tif"}, ("unknown", 1, 0), id="unknown coding"),

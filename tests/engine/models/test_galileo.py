@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -35,25 +34,17 @@ CASES = (
 )
 
 
-def shared_folder() -> Path:
-    """Where reference outputs and real weights are."""
-    folder = Path(os.environ.get("GEOPEFT_SHARED") or Path(__file__).resolve().parents[4] / "shared")
-    if not (folder / "fixtures" / "galileo_nano").is_dir():
-        pytest.skip(f"no reference outputs: {folder} is absent; set GEOPEFT_SHARED")
-    return folder
-
-
 @pytest.fixture(scope="module")
-def arrays() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    folder = shared_folder() / "fixtures" / "galileo_nano"
+def arrays(shared: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    folder = shared / "fixtures" / "galileo_nano"
     with np.load(folder / "input.npz") as given, np.load(folder / "output.npz") as wanted:
         return dict(given), dict(wanted)
 
 
 @pytest.fixture(scope="module")
-def official() -> dict[str, torch.Tensor]:
+def official(shared: Path) -> dict[str, torch.Tensor]:
     card = BACKBONES["galileo_nano"]
-    return load_state(fetch(card, str(shared_folder() / "weights")).path, card)
+    return load_state(fetch(card, str(shared / "weights")).path, card)
 
 
 @pytest.fixture(scope="module")

@@ -76,6 +76,11 @@ def test_nothing_is_downloaded_without_checksum_and_revision(source: dict[str, s
     assert error.value.code == "WEIGHTS_MISSING" and "net/encoder.pt" in error.value.hint
 
 
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="cannot be read"):
+        weights.file_sha256(tmp_path)
+
+
 def test_a_file_that_changes_is_hashed_again(tmp_path: Path) -> None:
     path = put(tmp_path / "f", b"one")
     first = weights.file_sha256(path)

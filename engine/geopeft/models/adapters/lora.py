@@ -62,11 +62,11 @@ class Lora:
             expected[f"{name}.lora_A.weight"] = (spec.rank, cols, *kernel)
             expected[f"{name}.lora_B.weight"] = (rows, spec.rank, *kernel)
         require_fit(state, expected, "adapter")
-        scale = 1.0  # alpha / r, and alpha is r
         with torch.no_grad():
             for name, layer in layers.items():
                 down, up = state[f"{name}.lora_A.weight"], state[f"{name}.lora_B.weight"]
-                update = scale * (up.flatten(1).float() @ down.flatten(1).float())
+                # alpha is r, so that alpha / r is 1.
+                update = up.flatten(1).float() @ down.flatten(1).float()
                 layer.weight += update.view_as(layer.weight).to(layer.weight)
 
 

@@ -84,7 +84,7 @@ BACKBONES: Table[BackboneCard] = Table(
             patch_size_px=32,
             chip_size_px=128,
             gsd_m=None,
-            parameters_m=3.37,
+            parameters_m=2.96,
             weights=WeightsSource(
                 file="efficientnet-lite0-57934424.pth",
                 sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
@@ -124,7 +124,7 @@ BACKBONES: Table[BackboneCard] = Table(
             patch_size_px=16,
             chip_size_px=128,
             gsd_m=None,
-            parameters_m=0.7,
+            parameters_m=0.64,
             weights=WeightsSource(),
             adapters=("full",),
         ),

@@ -28,9 +28,6 @@ class Backbone(nn.Module):
         """Takes published weights; WeightsError unless exactly the expected tensors are there."""
         raise NotImplementedError
 
-    def fix_size(self, height: int, width: int) -> None:
-        """Settles for inputs of this size, so that nothing in the network depends on the size any more."""
-
     def forward(self, x: Tensor, gsd_m: float = 10.0) -> list[Tensor]:
         """x (B, C, H, W) in the network's units; pixels are gsd_m wide."""
         raise NotImplementedError

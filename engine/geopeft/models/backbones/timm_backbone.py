@@ -102,13 +102,6 @@ class TimmBackbone(Backbone):
         kept = self.net.state_dict().keys()
         load_exactly(self.net, {k: v for k, v in state.items() if k in kept or k not in self._published}, self.name)
 
-    def fix_size(self, height: int, width: int) -> None:
-        """Resamples a stored position embedding once; an export would lose the antialiasing of doing it each time."""
-        settle = getattr(self.net, "set_input_size", None)
-        if settle is not None and not self.pyramid:
-            multiple = max(self.strides)
-            settle(img_size=tuple(side + -side % multiple for side in (height, width)))
-
     def forward(self, x: Tensor, gsd_m: float = 10.0) -> list[Tensor]:
         height, width = x.shape[-2:]
         x = pad_to_multiple(x[:, self._order], max(self.strides))

@@ -61,11 +61,10 @@ class UnetDecoder(nn.Module):
         """features as the backbone gives them, raw (B, C, H, W) standardised -> (B, 32, H, W)."""
         height, width = raw.shape[-2:]
         detail = self._detail(raw)
-        x: Tensor | None = None
-        previous = 1
+        x, previous = raw, 0
         for stride in self._levels:
             rows, cols = -(-height // stride), -(-width // stride)
-            parts = [] if x is None else [resize_to_grid(x, previous / stride, rows, cols)]
+            parts = [resize_to_grid(x, previous / stride, rows, cols)] if previous else []
             if stride in self._maps:
                 normed = [self.norms[i](features[i]) for i in self._maps[stride]]
                 parts.append(self.laterals[str(stride)](torch.cat(normed, dim=1)))
@@ -73,7 +72,6 @@ class UnetDecoder(nn.Module):
                 parts.append(detail[stride])
             x = self.merges[str(stride)](torch.cat(parts, dim=1))
             previous = stride
-        assert x is not None
         return x
 
     def _detail(self, raw: Tensor) -> dict[int, Tensor]:

@@ -1,0 +1,87 @@
+"""The engine's events as Processing's feedback."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from qgis.core import QgsProcessingFeedback
+from qgis.PyQt.QtCore import QCoreApplication
+
+STAGES = {
+    "download": "Downloading weights:",
+    "labels": "Reading labels:",
+    "label raster": "Reading labels:",
+    "fit": "Training: step",
+    "predict": "Mapping:",
+    "evaluate": "Evaluating:",
+    "vectorize": "Drawing polygons:",
+    "export": "Exporting:",
+}
+
+
+class Listener:
+    """Turns the engine's events into Processing's feedback.
+
+    Args:
+        stage_ends: stage -> percentage of the whole job that is done when that stage is; others have no share.
+    """
+
+    def __init__(self, feedback: QgsProcessingFeedback, stage_ends: Mapping[str, float]) -> None:
+        self._feedback = feedback
+        self._ends = stage_ends
+        self._stage = ""
+        self._stage_start = 0.0
+        self._percent = 0.0
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        kind = event["event"]
+        if kind == "progress":
+            self._progress(event)
+        elif kind == "message":
+            self._message(event)
+        elif kind == "metric":
+            self._metric(event)
+        elif kind == "started":
+            self._feedback.pushInfo(f"Engine {event.get('engine', '')}, device {event.get('device', '')}")
+
+    def _progress(self, event: Mapping[str, Any]) -> None:
+        stage, current, total = str(event.get("stage", "")), event.get("current") or 0, event.get("total") or 0
+        eta = eta_text(event.get("eta_s"))
+        if stage != self._stage:
+            self._stage, self._stage_start = stage, self._percent
+        if total > 0 and stage in self._ends:
+            share = max(0.0, self._ends[stage] - self._stage_start)
+            self._percent = max(self._percent, self._stage_start + share * min(1.0, current / total))
+            self._feedback.setProgress(self._percent)
+        done = f" {current} of {total}" if stage != "download" else f" {current / 1e6:.0f} of {total / 1e6:.0f} MB"
+        self._feedback.setProgressText(f"{stage_text(stage)}{done}{', ' if eta else ''}{eta}")
+
+    def _message(self, event: Mapping[str, Any]) -> None:
+        text = str(event.get("text", ""))
+        if event.get("level") == "warning":
+            self._feedback.pushWarning(text)
+        else:
+            self._feedback.pushInfo(text)
+
+    def _metric(self, event: Mapping[str, Any]) -> None:
+        values = event.get("values") or {}
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if isinstance(value, (int, float)))
+        self._feedback.pushInfo(f"{event.get('stage', '')} step {event.get('step', '')}: {figures}")
+        listen = getattr(self._feedback, "metric", None)
+        if listen is not None:
+            listen(dict(event))
+
+
+def stage_text(stage: str) -> str:
+    """A stage's name for people."""
+    return QCoreApplication.translate("GeoPEFT", STAGES.get(stage, stage.replace("_", " ").capitalize() + ":"))
+
+
+def eta_text(seconds: Any) -> str:
+    """The time left, as people say it; empty where it is not known."""
+    if not isinstance(seconds, (int, float)) or seconds < 0:
+        return ""
+    if seconds < 90:
+        return f"about {max(1, round(seconds))} s left"
+    return f"about {round(seconds / 60)} min left"
