@@ -60,7 +60,6 @@ def load_result(outputs: Mapping[str, Any], project: QgsProject, group_name: str
             layers.append(style_polygons(_vector(entry["polygons"], f"{prefix}polygons"), classes))
         if entry.get("confidence"):
             layers.append(style_confidence(_raster(entry["confidence"], f"{prefix}confidence")))
-    # The group is filled before it is shown: a group that is shown empty stays folded.
     group = QgsLayerTreeGroup(group_name)
     for layer in layers:
         remember_model(layer, model)
@@ -68,6 +67,9 @@ def load_result(outputs: Mapping[str, Any], project: QgsProject, group_name: str
         _show_in(group, layer)
     root = project.layerTreeRoot()
     root.insertChildNode(_leading_vectors(root), group)
+    # The tree's window folds a new group whatever the group says; only a change makes it look again.
+    group.setExpanded(False)
+    group.setExpanded(True)
     return layers
 
 

@@ -33,7 +33,8 @@ class _Probabilities(torch.nn.Module):
 
     def forward(self, raster: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) raster values -> (B, K, H, W) probabilities."""
-        return self.model(raster).softmax(1)
+        probabilities: torch.Tensor = self.model(raster).softmax(1)
+        return probabilities
 
 
 def run(job: ExportJob, reporter: Reporter) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from geopeft import __version__, package
 from geopeft.data.bands import Band, resolve_bands, select_bands
 from geopeft.data.chips import ChipReader, ChipSampler, Site, covering_chips, find_sites
 from geopeft.data.labels import Labels, read_labels
-from geopeft.data.normalize import assume_radiometry
-from geopeft.data.raster import BandStatistics, RasterInfo, band_statistics, describe, still_same
+from geopeft.data.normalize import Radiometry, assume_radiometry, between
+from geopeft.data.raster import BandStatistics, RasterInfo, band_statistics, describe, lacking_band, still_same
 from geopeft.data.split import split_by_blocks
 from geopeft.errors import LabelError
 from geopeft.events import Reporter
@@ -44,7 +44,8 @@ class Prepared:
     labels: Labels
     card: BackboneCard
     spec: ModelSpec
-    radiometry: str
+    radiometry: Radiometry
+    units: tuple[tuple[np.ndarray, np.ndarray], ...]
 
 
 def run(job: FitJob, reporter: Reporter) -> dict[str, Any]:
@@ -75,10 +76,9 @@ def prepare(job: FitJob, reporter: Reporter) -> Prepared:
     chosen = select_bands(infos[0], job.bands)
     bands = (chosen, *(resolve_bands(info, chosen, job.bands) for info in infos[1:]))
     labels = _labels(job, job.labels, infos, job.classes, reporter)
-    statistics = _pooled([band_statistics(i, [b.index for b in own]) for i, own in zip(infos, bands, strict=True)])
-    radiometry = assume_radiometry(infos[0], chosen, statistics, job.radiometry)
+    statistics, radiometry, units = _units(job, infos, bands, reporter)
     gsd_m = float(np.median([info.gsd_m for info in infos]))
-    card, why = choose_backbone(job.backbone, chosen, gsd_m, job.weights_dir)
+    card, why = choose_backbone(job.backbone, chosen, gsd_m, job.weights_dir, reporter)
     resample, resampling = resample_factor(card, gsd_m)
     matched = match_or_refuse(card, chosen, bool(job.bands))
     model_bands, matching = input_bands(card, matched, chosen, statistics, radiometry)
@@ -98,11 +98,16 @@ def prepare(job: FitJob, reporter: Reporter) -> Prepared:
     )
     if spec.adapter != job.adapter:
         reporter.warn(f"{card.title} cannot be tuned by '{job.adapter}': '{spec.adapter}' is used.")
-    return Prepared(infos, bands, labels, card, spec, radiometry.kind)
+    return Prepared(infos, bands, labels, card, spec, radiometry, units)
 
 
 def _labels(
-    job: FitJob, path: str, infos: Sequence[RasterInfo], classes: Sequence[ClassStyle], reporter: Reporter
+    job: FitJob,
+    path: str,
+    infos: Sequence[RasterInfo],
+    classes: Sequence[ClassStyle],
+    reporter: Reporter,
+    minimum_classes: int = 2,
 ) -> Labels:
     return read_labels(
         path,
@@ -112,7 +117,44 @@ def _labels(
         background=job.background,
         area=job.area,
         line_width_px=job.line_width_px,
+        minimum_classes=minimum_classes,
         reporter=reporter,
+    )
+
+
+def _units(
+    job: FitJob, infos: Sequence[RasterInfo], bands: Sequence[Sequence[Band]], reporter: Reporter
+) -> tuple[BandStatistics, Radiometry, tuple[tuple[np.ndarray, np.ndarray], ...]]:
+    """Statistics of all rasters in the first one's units, what these are, and each raster's way there."""
+    parts: list[BandStatistics] = []
+    units: list[tuple[np.ndarray, np.ndarray]] = []
+    first: Radiometry | None = None
+    for info, own in zip(infos, bands, strict=True):
+        statistics = band_statistics(info, [band.index for band in own])
+        lacking = lacking_band(info, [band.index for band in own], statistics)
+        if lacking:
+            reporter.warn(lacking)
+        radiometry = assume_radiometry(info, own, statistics, job.radiometry)
+        first = first or radiometry
+        scale, offset = np.ones(len(own)), np.zeros(len(own))
+        for position, band in enumerate(own):
+            if radiometry.for_band(band) == (radiometry.scale, radiometry.offset):
+                scale[position], offset[position] = between(radiometry, first)
+        if (offset != 0).any() or (scale != 1).any():
+            reporter.message(f"{Path(info.path).name}: {radiometry.sentence} Brought to the first raster's units.")
+        units.append((scale, offset))
+        parts.append(_scaled(statistics, scale, offset))
+    assert first is not None
+    return _pooled(parts), first, tuple(units)
+
+
+def _scaled(statistics: BandStatistics, scale: np.ndarray, offset: np.ndarray) -> BandStatistics:
+    return replace(
+        statistics,
+        mean=statistics.mean * scale + offset,
+        std=statistics.std * scale,
+        low=statistics.low * scale + offset,
+        high=statistics.high * scale + offset,
     )
 
 
@@ -122,13 +164,13 @@ def _train(
     """Trains the model in place; returns the validation figures and how it was trained."""
     size = prepared.spec.chip_size_px
     names = [c.name for c in prepared.labels.classes]
-    with ChipReader(prepared.infos, prepared.bands, prepared.labels) as reader:
+    with ChipReader(prepared.infos, prepared.bands, prepared.labels, prepared.units) as reader:
         sites = find_sites(reader, seed=job.seed)
         _check_sites(sites, names)
         if job.validation_labels:
             styles = [ClassStyle(value=c.value, name=c.name, color=c.color) for c in prepared.labels.classes]
-            given = _labels(job, job.validation_labels, prepared.infos, styles, reporter)
-            with ChipReader(prepared.infos, prepared.bands, given) as other:
+            given = _labels(job, job.validation_labels, prepared.infos, styles, reporter, minimum_classes=1)
+            with ChipReader(prepared.infos, prepared.bands, given, prepared.units) as other:
                 held_sites = find_sites(other, seed=job.seed)
                 validation = covering_chips(other, held_sites, size, MAX_VALIDATION_CHIPS, job.seed)
             training, held, split = sites, [], "the validation labels given"
@@ -219,7 +261,8 @@ def _manifest(
             sha256=model.base_weights.sha256,
             paper=card.paper,
         ),
-        radiometry=prepared.radiometry,
+        radiometry=prepared.radiometry.kind,
+        radiometry_rule=job.radiometry,
         dtype=prepared.infos[0].dtype,
         assumptions=tuple(reporter.messages),
         metrics=metrics,

@@ -49,19 +49,19 @@ class Job(BaseModel):
         return value
 
 
-RastersField = Field(min_length=1, description="rasters that GDAL can read", json_schema_extra=POSITIONAL)
-LabelsField = Field(description="label layer as FILE or FILE:layer, or a label raster")
-ClassField = Field(default="", description="text or integer field with the class; empty: found if there is only one")
-DeviceField = Field(default="auto", description="where to compute")
-WeightsField = Field(default="", description="folder with pretrained weights, searched first")
-JsonField = Field(default="", description="file for the figures, as JSON")
-BackgroundField = Field(
+RastersField: Any = Field(min_length=1, description="rasters that GDAL can read", json_schema_extra=POSITIONAL)
+LabelsField: Any = Field(description="label layer as FILE or FILE:layer, or a label raster")
+ClassField: Any = Field(default="", description="text or integer field with the class; empty: found if there is only one")
+DeviceField: Any = Field(default="auto", description="where to compute")
+WeightsField: Any = Field(default="", description="folder with pretrained weights, searched first")
+JsonField: Any = Field(default="", description="file for the figures, as JSON")
+BackgroundField: Any = Field(
     default="", description="name of a class made of the unlabelled pixels inside the labels' extent or the area"
 )
-AreaField = Field(default="", description="polygons (FILE or FILE:layer) that bound the background class")
-BandsField = Field(default=(), description="bands to use, by name or number, in this order")
-LineWidthField = Field(default=3.0, gt=0, le=64, description="width in pixels given to line and point labels")
-RadiometryField = Field(default="auto", description="what the raster's values are; auto finds out and says so")
+AreaField: Any = Field(default="", description="polygons (FILE or FILE:layer) that bound the background class")
+BandsField: Any = Field(default=(), description="bands to use, by name or number, in this order")
+LineWidthField: Any = Field(default=3.0, gt=0, le=64, description="width in pixels given to line and point labels")
+RadiometryField: Any = Field(default="auto", description="what the raster's values are; auto finds out and says so")
 
 
 class FitJob(Job):

@@ -22,7 +22,7 @@ from safetensors import numpy as safetensors_numpy
 
 from geopeft.errors import PackageError
 from geopeft.events import Reporter
-from geopeft.job import InspectJob
+from geopeft.job import InspectJob, Radiometry
 from geopeft.models.spec import ModelSpec
 from geopeft.writing import check_target, write_bytes
 
@@ -70,6 +70,7 @@ class Manifest(BaseModel):
     classes: tuple[ClassInfo, ...] = Field(min_length=2)
     base_weights: BaseWeights
     radiometry: str = Field(description="what the training rasters' values are: reflectance, display or unknown")
+    radiometry_rule: Radiometry = Field(default="auto", description="how that was found, or what the user said")
     dtype: str
     assumptions: tuple[str, ...] = ()
     metrics: dict[str, Any] = Field(default_factory=dict)

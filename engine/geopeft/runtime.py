@@ -15,7 +15,7 @@ from geopeft import package
 from geopeft.data.bands import Band, resolve_bands
 from geopeft.data.normalize import assume_radiometry
 from geopeft.data.raster import RasterInfo, band_statistics, open_raster
-from geopeft.errors import DeviceError, PackageError
+from geopeft.errors import DeviceError, PackageError, RasterError
 from geopeft.events import Reporter
 from geopeft.models import SegmentationModel, build
 from geopeft.models.spec import InputBand
@@ -114,35 +114,40 @@ class Runtime:
         bands: tuple[Band, ...] = resolve_bands(info, self.manifest.spec.bands, override)
         return bands
 
-    def to_model_units(self, info: RasterInfo, bands: Sequence[Band], reporter: Reporter) -> tuple[float, float]:
-        """(scale, offset) that turn this raster's values into the units of the rasters the model was fitted on.
+    def to_model_units(
+        self, info: RasterInfo, bands: Sequence[Band], reporter: Reporter
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(scale, offset), each (C,), that turn this raster's values into the units the model was fitted on.
 
-        The same data type means the same units. Another one (float reflectance for a model fitted on integers, say)
-        is converted where both are known to be the same quantity; else PackageError.
+        Rasters may differ in data type (float reflectance for a model fitted on integers) or by an offset. Values of
+        another kind in another data type are refused with PackageError.
         """
-        statistics = band_statistics(info, [band.index for band in bands])
-        scale, offset = 1.0, 0.0
-        trained = self.manifest.spec.bands[0]
-        if np.dtype(info.dtype).kind != np.dtype(self.manifest.dtype).kind or (
-            np.dtype(info.dtype).itemsize != np.dtype(self.manifest.dtype).itemsize
-        ):
-            now = assume_radiometry(info, bands, statistics, "auto")
-            if now.kind != self.manifest.radiometry:
-                raise PackageError(
-                    f"The model was trained on {self.manifest.radiometry} values ({self.manifest.dtype}); "
-                    f"{info.path} holds {now.kind} values ({info.dtype}).",
-                    "Choose a raster of the same kind, or train a model on this one.",
-                    "RADIOMETRY_DIFFERS",
-                )
-            if now.kind != "unknown":
-                scale, offset = now.scale / trained.scale, (now.offset - trained.offset) / trained.scale
-                reporter.message(f"{now.sentence} Converted to the units the model was trained on.")
+        scale, offset = np.ones(len(bands), np.float32), np.zeros(len(bands), np.float32)
+        try:
+            statistics = band_statistics(info, [band.index for band in bands])
+        except RasterError as error:
+            if error.code == "RASTER_EMPTY":
+                return scale, offset
+            raise
+        now = assume_radiometry(info, bands, statistics, self.manifest.radiometry_rule)
+        if now.kind != self.manifest.radiometry and info.dtype != self.manifest.dtype:
+            raise PackageError(
+                f"The model was trained on {self.manifest.radiometry} values ({self.manifest.dtype}); "
+                f"{info.path} holds {now.kind} values ({info.dtype}).",
+                "Choose a raster of the same kind, or train a model on this one.",
+                "RADIOMETRY_DIFFERS",
+            )
+        if now.kind == self.manifest.radiometry != "unknown":
+            for position, (band, trained) in enumerate(zip(bands, self.manifest.spec.bands, strict=True)):
+                own_scale, own_offset = now.for_band(band)
+                scale[position] = own_scale / trained.scale
+                offset[position] = (own_offset - trained.offset) / trained.scale
+        if (scale != 1).any() or (offset != 0).any():
+            reporter.message(f"{now.sentence} Brought to the units the model was trained on.")
         self._warn_of_range(info, bands, statistics.mean * scale + offset, reporter)
         return scale, offset
 
-    def _warn_of_range(
-        self, info: RasterInfo, bands: Sequence[Band], mean: np.ndarray, reporter: Reporter
-    ) -> None:
+    def _warn_of_range(self, info: RasterInfo, bands: Sequence[Band], mean: np.ndarray, reporter: Reporter) -> None:
         for band, model_band, value in zip(bands, self.manifest.spec.bands, mean, strict=True):
             distance = abs(value * model_band.scale + model_band.offset - model_band.mean) / model_band.std
             if distance > 4:
@@ -228,7 +233,7 @@ def _mapped(
     runtime: Runtime,
     read: Callable[[Window], tuple[np.ndarray, np.ndarray]],
     windows: Sequence[Window],
-    affine: tuple[float, float],
+    affine: tuple[np.ndarray, np.ndarray],
 ) -> Iterator[tuple[Window, np.ndarray, np.ndarray]]:
     """(window, probabilities (K, h, w), valid (h, w)) of the windows that hold any data."""
     chips = [(window, *read(window)) for window in windows]
@@ -236,9 +241,7 @@ def _mapped(
     if not chips:
         return
     scale, offset = affine
-    values = np.stack([chip[1] for chip in chips])
-    if affine != (1.0, 0.0):
-        values = values * np.float32(scale) + np.float32(offset)
+    values = np.stack([chip[1] for chip in chips]) * scale[:, None, None] + offset[:, None, None]
     result = runtime.probabilities(values, np.stack([chip[2] for chip in chips]))
     for (window, _, valid), probabilities in zip(chips, result, strict=True):
         yield window, probabilities, valid

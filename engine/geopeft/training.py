@@ -175,8 +175,8 @@ class Trainer:
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether the device has units for bfloat16, which train in about half the time; else it would be slower."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
 def _warm_then_cosine(step: int, steps: int) -> float:

@@ -27,6 +27,7 @@ class TrainingForm(QWidget):
     def __init__(self, parent: Optional[QWidget] = None) -> None:
         super().__init__(parent)
         self._suggested_model = ""
+        self._typed_model: Optional[Path] = None
         self.raster_box = QgsMapLayerComboBox()
         self.raster_box.setFilters(QgsMapLayerProxyModel.Filter.RasterLayer)
         self.label_box = QgsMapLayerComboBox()
@@ -70,20 +71,27 @@ class TrainingForm(QWidget):
         return ""
 
     def suggest_model(self, after: Optional[Path] = None) -> None:
-        """A name for the model that is not taken yet; after a run in place of the name that was just used."""
-        if after is not None:
-            suggestion = free_path(after)
-        elif self.model_file.filePath() in ("", self._suggested_model):
-            layer = self.raster_box.currentLayer()
-            name = "".join(c if c.isalnum() or c in "-_" else "_" for c in layer.name()) if layer else "model"
-            home = QgsProject.instance().homePath()
-            folder = Path(home) if home else settings.models_folder()
-            suggestion = free_path(folder / f"{name}-{datetime.now():%Y-%m-%d}.geopeft")
-        else:
+        """A name for the model that is not taken yet, unless the user typed one.
+
+        Args:
+            after: the model that a run has just written; the next one gets another name.
+        """
+        typed = after if after is not None else Path(self.model_file.filePath())
+        is_typed = str(typed) not in ("", ".", self._suggested_model)
+        if is_typed and after is None:
             return
-        self._suggested_model = str(suggestion)
+        if is_typed:
+            self._typed_model = after
+        self._suggested_model = str(free_path(self._typed_model or self._default_model()))
         self.model_file.setFilePath(self._suggested_model)
         self.model_file.setToolTip(self._suggested_model)
+
+    def _default_model(self) -> Path:
+        layer = self.raster_box.currentLayer()
+        name = "".join(c if c.isalnum() or c in "-_" else "_" for c in layer.name()) if layer else "model"
+        home = QgsProject.instance().homePath()
+        folder = Path(home) if home else settings.models_folder()
+        return folder / f"{name}-{datetime.now():%Y-%m-%d}.geopeft"
 
     def request(self) -> TrainingRequest:
         """What is chosen; LayerError where it cannot be used."""
@@ -132,6 +140,7 @@ class TrainingForm(QWidget):
             form.addRow(title, widget)
 
     def _raster_changed(self) -> None:
+        self._typed_model = None
         self.suggest_model()
         self.changed.emit()
 

@@ -7,6 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+# Before torch is loaded: other programs on the machine must not slow the tests down, and no test uses a network.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ["GEOPEFT_OFFLINE"] = "1"
+
 import numpy as np
 import pyogrio
 import pytest

@@ -90,7 +90,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
     values[:, :30, :40] = 0
     write_raster(folder / "scene.tif", values, nodata=0)
     write_labels(folder / "labels.gpkg", field_boxes())
-    run(fit_job(folder, steps=120, json_file=str(folder / "fit.json")))
+    run(fit_job(folder, steps=60, json_file=str(folder / "fit.json")))
     return folder
 
 
@@ -102,7 +102,7 @@ def fit_job(folder: Path, **fields: Any) -> dict[str, Any]:
         "out": str(folder / "model.geopeft"),
         "backbone": "scratch_unet",
         "adapter": "full",
-        "steps": 40,
+        "steps": 5,
         "device": "cpu",
     } | fields
 
@@ -231,7 +231,7 @@ def test_onnx_gives_the_same_probabilities_for_any_batch(scene: Path) -> None:
 def test_a_repeated_fit_gives_the_same_package(scene: Path, tmp_path: Path) -> None:
     digests = []
     for name in ("a", "b"):
-        run(fit_job(scene, out=str(tmp_path / f"{name}.geopeft"), steps=20))
+        run(fit_job(scene, out=str(tmp_path / f"{name}.geopeft"), steps=5))
         from geopeft import package
 
         weights = package.read(tmp_path / f"{name}.geopeft").weights
@@ -336,7 +336,7 @@ def text_file(folder: Path) -> Path:
         (lambda folder: folder / "none.tif", "RASTER_MISSING"),
         (text_file, "RASTER_OPEN"),
         (no_crs, "RASTER_NO_CRS"),
-        (other_bands, "BANDS_MISSING"),
+        (other_bands, "BANDS_UNKNOWN"),
     ],
 )
 def test_a_bad_raster_is_refused_by_predict(
@@ -365,7 +365,7 @@ def on_nodata(folder: Path) -> Path:
         ({"labels": far_away}, "LABELS_OUTSIDE"),
         ({"labels": on_nodata}, "LABELS_EMPTY"),
         ({"class_field": "klass"}, "LABELS_FIELD"),
-        ({"bands": ["B99"]}, "BANDS_MISSING"),
+        ({"bands": ["B99"]}, "BANDS_UNKNOWN"),
         ({"backbone": "galileo_huge"}, "NAME_UNKNOWN"),
         ({"decoder": "unett"}, "NAME_UNKNOWN"),
         ({"rasters": ["/nowhere/scene.tif"]}, "RASTER_MISSING"),

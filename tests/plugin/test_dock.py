@@ -67,6 +67,18 @@ def test_a_second_run_overwrites_nothing(dock, project):
     assert len(project.layerTreeRoot().children()) == 4
 
 
+def test_a_name_that_the_user_typed_is_kept_and_numbered(dock, tmp_path):
+    dock.form.model_file.setFilePath(str(tmp_path / "mine"))
+    for _ in range(3):
+        dock.start()
+        wait_until(lambda: dock._training is None)
+    assert sorted(path.name for path in tmp_path.glob("mine*.geopeft")) == [
+        "mine-2.geopeft",
+        "mine-3.geopeft",
+        "mine.geopeft",
+    ]
+
+
 def test_a_failure_is_shown_and_leaves_everything_usable(dock, fake_engine, project):
     fake_engine("fail")
     before = set(project.mapLayers())

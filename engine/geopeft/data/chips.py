@@ -43,9 +43,17 @@ class ChipReader:
     Args:
         infos, bands: the rasters, and for each the bands to read in the model's order.
         labels: burned into every chip.
+        units: for each raster the (scale, offset), each (C,), that bring its values to the first raster's units.
     """
 
-    def __init__(self, infos: Sequence[RasterInfo], bands: Sequence[Sequence[Band]], labels: Labels) -> None:
+    def __init__(
+        self,
+        infos: Sequence[RasterInfo],
+        bands: Sequence[Sequence[Band]],
+        labels: Labels,
+        units: Sequence[tuple[np.ndarray, np.ndarray]] = (),
+    ) -> None:
+        self._units = units
         self.infos = tuple(infos)
         self.labels = labels
         self._bands = [[band.index for band in chosen] for chosen in bands]
@@ -90,6 +98,9 @@ class ChipReader:
         row, col = block_row * BLOCK_PX, block_col * BLOCK_PX
         window = Window(col, row, min(BLOCK_PX, cols - col), min(BLOCK_PX, rows - row))
         values, valid = self._readers[raster_index].read(window)
+        if self._units:
+            scale, offset = self._units[raster_index]
+            values = np.where(valid, values * scale[:, None, None] + offset[:, None, None], 0).astype(np.float32)
         class_ids, shape_ids = self.labels.burn(raster_index, window)
         class_ids = np.where(valid, class_ids, IGNORE).astype(np.uint8)
         block = Chip(values, valid, class_ids, np.where(class_ids != IGNORE, shape_ids, -1).astype(np.int32))

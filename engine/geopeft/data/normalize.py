@@ -45,6 +45,16 @@ class Radiometry:
         return self.scale, self.offset
 
 
+def between(now: Radiometry, trained: Radiometry) -> tuple[float, float]:
+    """(scale, offset) that turn values of one raster into the units of another; (1, 0) where they measure other things.
+
+    Rasters of one sensor may differ by an offset (Sentinel-2's processing baseline) or by their data type.
+    """
+    if now.kind != trained.kind or now.kind == "unknown":
+        return 1.0, 0.0
+    return now.scale / trained.scale, (now.offset - trained.offset) / trained.scale
+
+
 @dataclass(frozen=True)
 class _Evidence:
     """The judged bands and what is known of them. Figures have shape (C,), raw raster units."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from geopeft.data.bands import Band, match_bands
 from geopeft.data.normalize import Radiometry
 from geopeft.data.raster import BandStatistics
-from geopeft.errors import BandError, RasterError
+from geopeft.errors import BandError, RasterError, WeightsError
+from geopeft.events import Reporter
 from geopeft.models.backbones import BACKBONES
 from geopeft.models.registry import BackboneCard
 from geopeft.models.spec import InputBand
-from geopeft.models.weights import locate
+from geopeft.models.weights import fetch
 
 # In order of preference where several fit; the first whose weights are at hand is taken.
 _SPECTRAL = ("galileo_base", "galileo_tiny", "galileo_nano")
@@ -23,12 +25,14 @@ SATELLITE_GSD_M = (4.0, 120.0)
 MAX_RESAMPLE = 4.0
 
 
-def choose_backbone(name: str, bands: Sequence[Band], gsd_m: float, weights_dir: str) -> tuple[BackboneCard, str]:
+def choose_backbone(
+    name: str, bands: Sequence[Band], gsd_m: float, weights_dir: str, reporter: Reporter
+) -> tuple[BackboneCard, str]:
     """The card and a sentence that says why.
 
     `auto`: for pixels of 4 to 120 m with blue, green, red and more, a backbone made for multispectral satellites; else
-    one made for pictures, where red, green and blue are there; of each kind the first whose weights are at hand; with
-    none of them a small network without pretraining. A named backbone is taken as it is.
+    one made for pictures, where red, green and blue are there; of each kind the first whose weights are at hand or can
+    be fetched; with none of them a small network without pretraining. A named backbone is taken as it is.
     """
     if name != "auto":
         card = BACKBONES[name]
@@ -37,15 +41,18 @@ def choose_backbone(name: str, bands: Sequence[Band], gsd_m: float, weights_dir:
     spectral = SATELLITE_GSD_M[0] <= gsd_m <= SATELLITE_GSD_M[1] and len(roles - {""}) > 3
     wishes = (_SPECTRAL + _VISIBLE) if spectral else _VISIBLE
     reason = f"{len(roles - {''})} spectral bands at {gsd_m:.3g} m"
-    missing = []
+    missing: list[str] = []
     for wish in wishes:
         card = BACKBONES[wish]
         if not match_for(card, bands):
             continue
-        if locate(card, weights_dir) is not None:
-            without = f" The weights of {', '.join(missing)} are not at hand." if missing else ""
-            return card, f"Backbone: {card.title}, chosen for {reason}.{without}"
-        missing.append(card.name)
+        try:
+            fetch(card, weights_dir, reporter)
+        except WeightsError:
+            missing.append(card.name)
+            continue
+        without = f" The weights of {', '.join(missing)} are not at hand." if missing else ""
+        return card, f"Backbone: {card.title}, chosen for {reason}.{without}"
     card = BACKBONES[_WITHOUT_WEIGHTS]
     return card, f"Backbone: {card.title}; no pretrained backbone fits {reason}."
 
@@ -125,7 +132,7 @@ def input_bands(
         mean = float(statistics.mean[position]) * scale + offset
         std = max(float(statistics.std[position]) * scale, 1e-6)
         card_band = by_index.get(band.index)
-        backbone = {}
+        backbone: dict[str, Any] = {}
         if card_band is not None:
             factor = 10_000.0 if unit == "reflectance" else 1.0
             m, s = (card_band.mean / factor, card_band.std / factor) if same_unit else (mean, std)

@@ -18,7 +18,8 @@ from geopeft.events import Reporter
 from geopeft.models.registry import WeightsSource
 
 HUB = "https://huggingface.co"
-TIMEOUT_S = 30.0
+OFFLINE = "GEOPEFT_OFFLINE"  # set to anything: no download is tried
+TIMEOUT_S = 15.0
 ATTEMPTS = 4
 CHUNK_BYTES = 1 << 18
 BROKEN_CONNECTION = (
@@ -40,6 +41,8 @@ def download(source: WeightsSource, target: Path, reporter: Reporter, hub: str =
         WeightsError: WEIGHTS_MISSING when the hub does not give the file, WEIGHTS_CHECKSUM when it is another file.
         OutputError: the file cannot be written.
     """
+    if os.environ.get(OFFLINE):
+        raise _unreachable(source, f"{OFFLINE} is set")
     url = f"{hub}/{source.repo}/resolve/{source.revision}/{source.path}"
     part = target.with_name(target.name + ".part")
     reporter.message(f"Downloading {source.path} of {source.repo}, revision {source.revision[:12] or 'main'}.")
@@ -61,6 +64,8 @@ def _receive_all(url: str, part: Path, source: WeightsSource, reporter: Reporter
         except BROKEN_CONNECTION as error:
             if isinstance(error, urllib.error.HTTPError):
                 raise _unreachable(source, f"the hub answers {error.code} {error.reason}") from error
+            if isinstance(error, urllib.error.URLError):  # no connection at all: another try would only take longer
+                raise _unreachable(source, str(error.reason)) from error
             if attempt == ATTEMPTS - 1:
                 raise _unreachable(source, str(getattr(error, "reason", error))) from error
     raise _unreachable(source, "the connection breaks again and again")
