@@ -226,8 +226,8 @@ def check(seconds: dict[str, float]) -> list[str]:
     checks: dict[str, Callable[[], bool]] = {
         "lint": lambda: tool("ruff", "check", "--config", CONFIG, "--no-cache", *code),
         "format": lambda: tool("ruff", "format", "--check", "--config", CONFIG, "--no-cache", *code),
-        "types of the engine": lambda: tool(*mypy, "--strict", "engine/geopeft"),
-        "types of the plugin, tests and tool": lambda: tool(*mypy, "geopeft_qgis", "tests", "build.py"),
+        "types of engine": lambda: tool(*mypy, "--strict", "engine/geopeft"),
+        "types of plugin and tests": lambda: tool(*mypy, "geopeft_qgis", "tests", "build.py"),
         "schema": schema_is_current,
         "tree": tree_is_clean,
         "store gate": lambda: passes_store_gate(tool),

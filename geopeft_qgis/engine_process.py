@@ -23,6 +23,9 @@ CANCEL_GRACE_S = 3.0
 TERMINATE_GRACE_S = 2.0
 EXIT_GRACE_S = 20.0
 POLL_S = 0.1
+# Windows only, so not known to Python elsewhere.
+NO_WINDOW: int = getattr(subprocess, "CREATE_NO_WINDOW", 0)
+NEW_GROUP: int = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
 
 # What the engine may see of QGIS's environment. Everything else (PYTHON*, GDAL_*, PROJ_*, LD_*, QT_*) would make it
 # run on the wrong libraries, and GDAL_VRT_ENABLE_PYTHON would let a raster run code.
@@ -127,7 +130,7 @@ def _belongs_to_qgis(folder: str) -> bool:
 def _start(command: Sequence[str], folder: Path, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
     options: dict[str, Any] = {"start_new_session": True}
     if _is_windows():
-        options = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
+        options = {"creationflags": NEW_GROUP | NO_WINDOW}
     try:
         return subprocess.Popen(  # nosec B603, no shell
             list(command),
@@ -252,8 +255,7 @@ class _Run:
         """The process and all that it started."""
         if _is_windows():
             taskkill = ["taskkill", "/T", "/F", "/PID", str(self._process.pid)]
-            flags = subprocess.CREATE_NO_WINDOW
-            subprocess.run(taskkill, capture_output=True, check=False, creationflags=flags)  # nosec B603, no shell
+            subprocess.run(taskkill, capture_output=True, check=False, creationflags=NO_WINDOW)  # nosec B603, no shell
         else:
             _signal_group(self._process.pid, signal.SIGKILL)
         self._wait(TERMINATE_GRACE_S)

@@ -68,6 +68,18 @@ def test_every_locked_package_has_hashes_and_no_address(lock: Path) -> None:
         assert re.search(r"--hash=sha256:[0-9a-f]{64}", block), block[:60]
 
 
+def test_test_tools_bring_nothing_that_qgis_has_of_its_own() -> None:
+    """They stand before QGIS' packages on the path, and its GDAL works with no other numpy."""
+    lock = (ROOT / "tests" / "requirements.lock").read_text(encoding="utf-8")
+    assert not set(re.findall(r"^([a-z0-9._-]+)==", lock, re.MULTILINE)) & {
+        "numpy",
+        "gdal",
+        "scipy",
+        "shapely",
+        "pandas",
+    }
+
+
 @pytest.mark.parametrize(("variant", "kept"), [("cpu", "onnxruntime"), ("gpu", "onnxruntime-gpu")])
 def test_installer_keeps_one_of_the_two_onnxruntimes(variant: str, kept: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_install, "sees_nvidia_gpu", lambda: variant == "gpu")
@@ -222,6 +234,7 @@ def test_path_line_is_ascii_and_finds_the_source(tmp_path: Path) -> None:
 def test_zip_is_the_same_each_time_and_holds_what_the_store_wants(build: ModuleType, tmp_path: Path) -> None:
     first, second = build.make_zip(tmp_path / "a.zip"), build.make_zip(tmp_path / "b.zip")
     assert first.read_bytes() == second.read_bytes()
+    assert {entry.date_time for entry in zipfile.ZipFile(first).infolist()} == {(2020, 1, 1, 0, 0, 0)}
     names = zipfile.ZipFile(first).namelist()
     assert {name.split("/")[0] for name in names} == {"geopeft_qgis"}
     wanted = ("__init__.py", "metadata.txt", "LICENSE", "engine/requirements.lock", "engine/uv.txt")

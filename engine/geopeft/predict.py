@@ -15,7 +15,7 @@ import rasterio
 from rasterio.enums import ColorInterp, Resampling
 from rasterio.windows import Window
 
-from geopeft.data.labels import _read_area as read_area
+from geopeft.data.labels import read_area
 from geopeft.data.raster import RasterInfo, describe, still_same
 from geopeft.errors import GeopeftError, JobError
 from geopeft.events import Reporter

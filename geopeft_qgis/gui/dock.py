@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Optional
 
 from qgis.core import Qgis, QgsApplication, QgsMessageLog, QgsProject
@@ -23,7 +24,7 @@ from ..layers import LayerError
 from ..results import load_result
 from .curve import CurveWidget
 from .form import TrainingForm
-from .runs import END_WAIT_MS, SetupTask, TrainAndMap, TrainingRequest, as_engine_outputs
+from .runs import END_WAIT_MS, SetupTask, TrainAndMap, as_engine_outputs
 
 LEVELS = {
     "info": Qgis.MessageLevel.Info,
@@ -45,7 +46,7 @@ class GeopeftDock(QgsDockWidget):
         self._iface = iface
         self._training: Optional[TrainAndMap] = None
         self._setup: Optional[SetupTask] = None
-        self._request: Optional[TrainingRequest] = None
+        self._model = Path()
         self.setObjectName("GeopeftDock")
         self.setWindowTitle("GeoPEFT")
         self._build()
@@ -153,11 +154,12 @@ class GeopeftDock(QgsDockWidget):
         self.curve.clear()
         self.messages.clear()
         try:
-            self._request = self.form.request()
+            request = self.form.request()
         except LayerError as error:
             self._failed(str(error))
             return
-        self._training = TrainAndMap(self._request, self)
+        self._model = request.model
+        self._training = TrainAndMap(request, self)
         self._training.progressed.connect(lambda percent: self.progress.setValue(round(percent * 10)))
         self._training.stepped.connect(self.stage_label.setText)
         self._training.measured.connect(self.curve.add)
@@ -172,14 +174,13 @@ class GeopeftDock(QgsDockWidget):
         self._training.start()
 
     def _finished(self, fit_results: dict[str, Any], predict_results: dict[str, Any]) -> None:
-        request = self._request
         self._training = None
         self.progress.setVisible(False)
-        self.stage_label.setText(self.tr("Saved {name}").format(name=request.model.name))
-        self.stage_label.setToolTip(str(request.model))
+        self.stage_label.setText(self.tr("Saved {name}").format(name=self._model.name))
+        self.stage_label.setToolTip(str(self._model))
         try:
             outputs = as_engine_outputs(predict_results)
-            load_result(outputs, QgsProject.instance(), request.model.stem, str(request.model))
+            load_result(outputs, QgsProject.instance(), self._model.stem, str(self._model))
         except LayerError as error:
             self._failed(str(error))
             return
@@ -187,7 +188,7 @@ class GeopeftDock(QgsDockWidget):
         self.result_label.setText(text)
         # QGIS announces the end of the task by itself; this comes after it, so that it is what the user sees.
         QTimer.singleShot(300, lambda: self._notify(text, "success"))
-        self.form.suggest_model(after=request.model)
+        self.form.suggest_model(after=self._model)
         self.refresh()
 
     def _failed(self, text: str) -> None:
@@ -204,9 +205,9 @@ class GeopeftDock(QgsDockWidget):
         """What is there although the run did not come to its end."""
         if self._training is None or not self._training.has_model:
             return ""
-        self.form.suggest_model(after=self._request.model)
+        self.form.suggest_model(after=self._model)
         text = self.tr("The model is kept: {path}. 'Apply a model' in the toolbox can use it.")
-        return text.format(path=self._request.model)
+        return text.format(path=self._model)
 
     def _stopped(self, text: str) -> None:
         self._training = None

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from qgis.core import QgsProcessingFeedback
 
 ROOT = Path(__file__).resolve().parents[2]
 FAKE_ENGINE = ROOT / "tests" / "fake_engine.py"
@@ -12,6 +13,29 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 _application = None
+
+
+class Feedback(QgsProcessingFeedback):
+    """Keeps what an algorithm says."""
+
+    def __init__(self):
+        super().__init__(False)
+        self.said = []
+        self.metrics = []
+        self.percents = []
+        self.progressChanged.connect(self.percents.append)
+
+    def pushInfo(self, text):  # noqa: N802
+        self.said.append(text)
+
+    def pushWarning(self, text):  # noqa: N802
+        self.said.append("warning: " + text)
+
+    def reportError(self, text, fatalError=False):  # noqa: N802
+        self.said.append("error: " + text)
+
+    def metric(self, event):
+        self.metrics.append(event)
 
 
 def start_qgis(profile):

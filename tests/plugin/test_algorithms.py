@@ -1,35 +1,11 @@
 """The algorithms as Processing runs them, with the fake engine."""
 
-# ruff: noqa: N802, the names are QGIS's
-
 import json
 from pathlib import Path
 
 import pytest
-from qgis.core import QgsProcessingContext, QgsProcessingException, QgsProcessingFeedback
-
-
-class Feedback(QgsProcessingFeedback):
-    """Keeps what an algorithm says."""
-
-    def __init__(self):
-        super().__init__(False)
-        self.said = []
-        self.metrics = []
-        self.percents = []
-        self.progressChanged.connect(self.percents.append)
-
-    def pushInfo(self, text):
-        self.said.append(text)
-
-    def pushWarning(self, text):
-        self.said.append("warning: " + text)
-
-    def reportError(self, text, fatalError=False):
-        self.said.append("error: " + text)
-
-    def metric(self, event):
-        self.metrics.append(event)
+from qgis.core import QgsProcessingContext, QgsProcessingException
+from qgis_session import Feedback
 
 
 def run(name, parameters, feedback=None, context=None):
@@ -79,6 +55,7 @@ def test_a_failure_is_a_sentence_with_a_next_step(provider, fake_engine, raster_
 def test_an_engine_that_is_not_set_up_is_said_before_anything_runs(provider, raster_layer, label_layer, monkeypatch):
     from geopeft_qgis import settings
 
+    monkeypatch.delenv("GEOPEFT_ENGINE_PYTHON", raising=False)
     monkeypatch.setattr(settings, "engine_python", lambda: None)
     feedback = Feedback()
     with pytest.raises(QgsProcessingException):

@@ -48,7 +48,7 @@ def test_one_press_trains_maps_and_styles(dock, project):
     assert len(dock.curve.lines("miou")[0].points) == 20
     assert {line.title for line in dock.curve.lines("loss")} == {"training loss", "validation"}
     names = [node.name() for node in project.layerTreeRoot().children()]
-    assert names == ["labels", Path(dock._request.model).stem, "scene"]
+    assert names == ["labels", Path(dock._model).stem, "scene"]
     group = project.layerTreeRoot().children()[1]
     layers = [node.layer() for node in group.findLayers()]
     assert isinstance(layers[0].renderer(), QgsPalettedRasterRenderer)
@@ -92,7 +92,7 @@ def test_a_map_that_fails_leaves_the_model(dock, fake_engine, project):
     dock.start()
     dock._training.trained.connect(lambda _: fake_engine("fail"))
     wait_until(lambda: dock._training is None)
-    model = dock._request.model
+    model = dock._model
     assert model.is_file()
     assert dock.result_label.text().startswith("The raster has no band 'nir'. Name the bands. The model is kept:")
     assert Path(dock.form.model_file.filePath()) not in (model, Path())

@@ -1,5 +1,6 @@
 """Results come into the project in their colours."""
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -8,7 +9,8 @@ import pytest
 from qgis.core import QgsPalettedRasterRenderer, QgsRasterLayer, QgsSingleBandPseudoColorRenderer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import fake_engine as fake
+
+fake = importlib.import_module("fake_engine")
 
 JOB = {"job": "predict", "confidence": True, "polygons": True}
 

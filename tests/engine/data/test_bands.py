@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 from geopeft.data.bands import ROLES, Band, BandFacts, match_bands, name_bands, resolve_bands, select_bands
@@ -10,6 +13,8 @@ from hypothesis import strategies as st
 
 S2 = "coastal blue green red rededge1 rededge2 rededge3 nir nir08 nir09 cirrus swir16 swir22".split()
 S2_NAMES = "B01 B02 B03 B04 B05 B06 B07 B08 B8A B09 B10 B11 B12".split()
+
+MakeRaster = Callable[..., Path]
 
 
 def roles(*names: str, dtype: str = "uint16", tags: dict[str, str] | None = None, file_name: str = "") -> list[str]:
@@ -38,7 +43,7 @@ SENTINEL = [Band(index, name, None, role) for index, (name, role) in enumerate(z
         ("infrared mask", ""), ("class", ""), ("redness", ""), ("nir ratio", ""), ("Band 7", ""), ("", ""),
     ],
 )  # fmt: skip
-def test_a_word_in_the_name_gives_the_role(name, role):
+def test_a_word_in_the_name_gives_the_role(name: str, role: str) -> None:
     assert roles(name) == [role]
 
 
@@ -66,7 +71,7 @@ def test_a_word_in_the_name_gives_the_role(name, role):
         (["R"], "uint8", [""]),
     ],
 )  # fmt: skip
-def test_what_a_number_means_follows_from_the_set_of_numbers(names, dtype, expected):
+def test_what_a_number_means_follows_from_the_set_of_numbers(names: list[str], dtype: str, expected: list[str]) -> None:
     assert roles(*names, dtype=dtype) == expected
 
 
@@ -82,11 +87,11 @@ def test_what_a_number_means_follows_from_the_set_of_numbers(names, dtype, expec
         ({}, "scene.tif", ["", ""]),
     ],
 )
-def test_a_named_sensor_decides_what_a_number_means(tags, file_name, expected):
+def test_a_named_sensor_decides_what_a_number_means(tags: dict[str, str], file_name: str, expected: list[str]) -> None:
     assert roles("B4", "B5", tags=tags, file_name=file_name) == expected
 
 
-def test_a_wavelength_overrules_a_number():
+def test_a_wavelength_overrules_a_number() -> None:
     facts = [BandFacts(1, "B5", {"wavelength": "0.865", "wavelength_units": "Micrometers"}, "", "uint16")]
     assert [band.common for band in name_bands(facts, {"sensor": "Sentinel-2"})] == ["nir"]
 
@@ -96,12 +101,12 @@ def test_a_wavelength_overrules_a_number():
     [{"wavelength": "665", "wavelength_units": "Nanometers"}, {"wavelength": "0.665"}, {"wavelength_nm": "665"},
      {"central_wavelength_um": "0.665"}, {"wavelength": "665 nm"}, {"wavelength": "665", "wavelength_unit": "nm"}],
 )  # fmt: skip
-def test_wavelengths_of_band_tags_are_read_in_either_unit(tags):
+def test_wavelengths_of_band_tags_are_read_in_either_unit(tags: dict[str, str]) -> None:
     (band,) = name_bands([BandFacts(1, "x", tags)], {})
     assert band.wavelength_um == pytest.approx(0.665) and band.common == "red"
 
 
-def test_wavelengths_listed_in_the_datasets_tags_are_read():
+def test_wavelengths_listed_in_the_datasets_tags_are_read() -> None:
     facts = [BandFacts(index, f"Band {index}") for index in (1, 2, 3)]
     bands = name_bands(facts, {"wavelengths_um": "0.49, nan, 0.842"})
     assert [(band.wavelength_um, band.common) for band in bands] == [(0.49, "blue"), (None, ""), (0.842, "nir")]
@@ -110,15 +115,16 @@ def test_wavelengths_listed_in_the_datasets_tags_are_read():
     assert [band.common for band in envi] == ["blue", "green", "nir"]
 
 
-def test_of_many_narrow_bands_the_nearest_to_the_centre_has_the_role():
+def test_of_many_narrow_bands_the_nearest_to_the_centre_has_the_role() -> None:
     lengths = np.arange(0.42, 2.45, 0.006)
     bands = name_bands([BandFacts(i, f"{length:.5f} um") for i, length in enumerate(lengths, 1)], {})
     by_role = {band.common: band for band in bands if band.common}
     assert set(by_role) == set(ROLES) - {"thermal"}
-    assert all(abs(by_role[role].wavelength_um - ROLES[role][0]) <= 0.0061 for role in by_role)
+    for role, band in by_role.items():
+        assert band.wavelength_um is not None and abs(band.wavelength_um - ROLES[role][0]) <= 0.0061
 
 
-def test_colours_name_bands_that_have_no_name_and_only_those(make_raster):
+def test_colours_name_bands_that_have_no_name_and_only_those(make_raster: MakeRaster) -> None:
     values = np.zeros((3, 4, 4), np.uint8)
     path = make_raster(values, photometric="RGB")
     assert [band.common for band in describe(str(path)).bands] == ["red", "green", "blue"]
@@ -126,13 +132,13 @@ def test_colours_name_bands_that_have_no_name_and_only_those(make_raster):
     assert [band.common for band in describe(str(path)).bands] == ["", "", ""]
 
 
-def test_wavelengths_written_by_gdal_drivers_are_found(make_raster):
+def test_wavelengths_written_by_gdal_drivers_are_found(make_raster: MakeRaster) -> None:
     tags = [{"WAVELENGTH": "490", "WAVELENGTH_UNIT": "nm"}, {"wavelength": "0.842"}]
     bands = describe(str(make_raster(np.zeros((2, 4, 4), np.uint16), band_tags=tags))).bands
     assert [band.common for band in bands] == ["blue", "nir"]
 
 
-def test_bands_are_selected_by_name_number_and_role():
+def test_bands_are_selected_by_name_number_and_role() -> None:
     info = Info(*SENTINEL)
     assert select_bands(info, ()) == info.bands
     assert [band.name for band in select_bands(info, ["b2", "nir", "13", " B8A "])] == ["B02", "B08", "B12", "B8A"]
@@ -143,14 +149,14 @@ def test_bands_are_selected_by_name_number_and_role():
     [(["", " "], "BANDS_EMPTY"), (["B99"], "BANDS_UNKNOWN"), (["0"], "BANDS_UNKNOWN"), (["14"], "BANDS_UNKNOWN"),
      (["B02", "blue"], "BANDS_TWICE"), (["purple"], "BANDS_UNKNOWN")],
 )  # fmt: skip
-def test_a_wrong_list_of_bands_is_refused_with_what_there_is(wanted, code):
+def test_a_wrong_list_of_bands_is_refused_with_what_there_is(wanted: list[str], code: str) -> None:
     with pytest.raises(BandError) as caught:
         select_bands(Info(*SENTINEL), wanted)
     assert caught.value.code == code
     assert code == "BANDS_TWICE" or "B02" in caught.value.hint
 
 
-def test_equal_names_of_other_meaning_do_not_match():
+def test_equal_names_of_other_meaning_do_not_match() -> None:
     landsat5 = [Band(1, "B3", None, "red"), Band(2, "B4", None, "nir")]
     wanted = [Band(1, "B4", 0.665, "red"), Band(2, "B8", 0.842, "nir")]
     assert {name: band.name for name, band in match_bands(landsat5, wanted).items()} == {"B4": "B3", "B8": "B4"}
@@ -158,7 +164,7 @@ def test_equal_names_of_other_meaning_do_not_match():
     assert match_bands([Band(1, "B4")], [Band(7, "b04")])["b04"].index == 1
 
 
-def test_the_nearest_wavelength_within_tolerance_matches_once():
+def test_the_nearest_wavelength_within_tolerance_matches_once() -> None:
     available = [Band(1, "x", 0.842), Band(2, "y", 0.70)]
     wanted = [Band(1, "nir", 0.842, "nir"), Band(2, "nir08", 0.865, "nir08"), Band(3, "re", 0.705, "rededge1")]
     found = match_bands(available, wanted)
@@ -168,7 +174,7 @@ def test_the_nearest_wavelength_within_tolerance_matches_once():
 
 
 @given(order=st.permutations(range(13)), keep=st.integers(1, 13))
-def test_any_order_of_the_bands_is_matched_by_role(order, keep):
+def test_any_order_of_the_bands_is_matched_by_role(order: list[int], keep: int) -> None:
     available = [SENTINEL[at] for at in order[:keep]]
     wanted = [Band(index, f"card {role}", ROLES[role][0], role) for index, role in enumerate(S2)]
     found = match_bands(available, wanted)
@@ -177,14 +183,14 @@ def test_any_order_of_the_bands_is_matched_by_role(order, keep):
     assert all(found[want.name].common == want.common for want in wanted if want.common in exact)
 
 
-def test_missing_bands_are_named_with_what_is_there():
+def test_missing_bands_are_named_with_what_is_there() -> None:
     with pytest.raises(BandError) as caught:
         resolve_bands(Info(*SENTINEL[:4]), [Band(1, "red", 0.665, "red"), Band(2, "swir", 1.61, "swir16")])
     assert "swir (swir16)" in caught.value.message and "B02 (blue)" in caught.value.message
     assert "--bands" in caught.value.hint and "red" in caught.value.hint
 
 
-def test_named_bands_end_all_guessing():
+def test_named_bands_end_all_guessing() -> None:
     needed = [Band(1, "red", 0.665, "red"), Band(2, "nir", 0.842, "nir")]
     info = Info(*SENTINEL)
     assert [band.name for band in resolve_bands(info, needed)] == ["B04", "B08"]

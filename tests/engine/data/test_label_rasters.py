@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyproj
@@ -18,15 +21,16 @@ from rasterio.windows import Window
 
 pytestmark = pytest.mark.usefixtures("folder_unchanged")
 
+MakeRaster = Callable[..., Path]
 SIDE = 150
 
 
 @pytest.fixture
-def info(make_raster) -> RasterInfo:
+def info(make_raster: MakeRaster) -> RasterInfo:
     return describe(str(make_raster(np.ones((1, SIDE, SIDE), np.uint8), "scene.tif")))
 
 
-def labels_of(path, *infos: RasterInfo, **options) -> tuple[Labels, list[str]]:
+def labels_of(path: Path | str, *infos: RasterInfo, **options: Any) -> tuple[Labels, list[str]]:
     reporter = Reporter()
     return read_labels(str(path), "", infos, reporter=reporter, **options), reporter.messages
 
@@ -42,7 +46,9 @@ def zones(*values: int, dtype: str = "uint8") -> np.ndarray:
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_a_label_raster_on_the_same_grid_is_taken_as_it_is(info, make_raster, data):
+def test_a_label_raster_on_the_same_grid_is_taken_as_it_is(
+    info: RasterInfo, make_raster: MakeRaster, data: st.DataObject
+) -> None:
     rng = np.random.default_rng(data.draw(st.integers(0, 999)))
     values = np.kron(rng.integers(0, 4, (1, 15, 15)), np.ones((1, 10, 10), int)).astype("uint8")
     labels, _ = labels_of(make_raster(values, nodata=0), info)
@@ -80,7 +86,14 @@ def test_a_label_raster_on_the_same_grid_is_taken_as_it_is(info, make_raster, da
         ("uint8", None, {"CLASSES": "{broken"}, ["1", "2"]),
     ],
 )
-def test_which_values_are_classes(info, make_raster, dtype, nodata, tags, expected):
+def test_which_values_are_classes(
+    info: RasterInfo,
+    make_raster: MakeRaster,
+    dtype: str,
+    nodata: float | None,
+    tags: dict[str, str],
+    expected: list[str],
+) -> None:
     values = zones(0, 1, 2, dtype=dtype)
     values[0, :, :5] = 255
     if dtype == "float32":
@@ -89,7 +102,7 @@ def test_which_values_are_classes(info, make_raster, dtype, nodata, tags, expect
     assert [c.name for c in labels.classes] == expected
 
 
-def test_band_tags_and_colour_tables_are_read(info, make_raster):
+def test_band_tags_and_colour_tables_are_read(info: RasterInfo, make_raster: MakeRaster) -> None:
     path = make_raster(zones(0, 1, 2), band_tags=[{"CLASSES": '{"1": "water", "2": "ice"}'}], photometric="palette")
     with rasterio.open(path, "r+") as out:
         out.write_colormap(1, {0: (0, 0, 0, 255), 1: (10, 20, 30, 255), 2: (200, 100, 50, 255)})
@@ -99,7 +112,7 @@ def test_band_tags_and_colour_tables_are_read(info, make_raster):
     ]  # fmt: skip
 
 
-def test_category_names_of_gdal_are_read(info, make_raster, tmp_path):
+def test_category_names_of_gdal_are_read(info: RasterInfo, make_raster: MakeRaster, tmp_path: Path) -> None:
     make_raster(zones(0, 1, 2), "values.tif")
     (tmp_path / "labels.vrt").write_text(
         f'<VRTDataset rasterXSize="{SIDE}" rasterYSize="{SIDE}"><SRS>EPSG:32633</SRS>'
@@ -112,7 +125,7 @@ def test_category_names_of_gdal_are_read(info, make_raster, tmp_path):
     assert [c.name for c in labels.classes] == ["land", "water & ice"]
 
 
-def test_classes_given_match_by_value_or_name(info, make_raster):
+def test_classes_given_match_by_value_or_name(info: RasterInfo, make_raster: MakeRaster) -> None:
     path = make_raster(zones(0, 1, 2, 3), tags={"classes": "1 water,2 ice,3 rock"})
     given = [ClassStyle(value="ice", name="ice"), ClassStyle(value="1", name="lake", color="#0000ff"),
              ClassStyle(value="0", name="land")]  # fmt: skip
@@ -125,7 +138,9 @@ def test_classes_given_match_by_value_or_name(info, make_raster):
 
 
 @pytest.mark.parametrize("factor", [0.5, 3.0])
-def test_a_finer_or_coarser_grid_is_looked_up_at_the_centres(info, make_raster, factor):
+def test_a_finer_or_coarser_grid_is_looked_up_at_the_centres(
+    info: RasterInfo, make_raster: MakeRaster, factor: float
+) -> None:
     size = int(SIDE / factor)
     rng = np.random.default_rng(0)
     values = rng.integers(1, 4, (1, size, size)).astype("uint8")
@@ -134,7 +149,7 @@ def test_a_finer_or_coarser_grid_is_looked_up_at_the_centres(info, make_raster, 
     assert (burned(labels_of(path, info)[0]) == values[0][np.ix_(at, at)] - 1).all()
 
 
-def test_another_crs_is_looked_up_at_the_centres(info, make_raster):
+def test_another_crs_is_looked_up_at_the_centres(info: RasterInfo, make_raster: MakeRaster) -> None:
     to_degrees = pyproj.Transformer.from_crs("EPSG:32633", "EPSG:4326", always_xy=True)
     lon, lat = to_degrees.transform(300_000, 5_800_000)
     values = np.ones((1, 400, 400), np.uint8)
@@ -146,29 +161,35 @@ def test_another_crs_is_looked_up_at_the_centres(info, make_raster):
     assert (burned(labels) == (x > lon + 0.015)).all()
 
 
-def test_large_rasters_are_looked_up_again_and_give_the_same(info, make_raster, monkeypatch):
+def test_large_rasters_are_looked_up_again_and_give_the_same(
+    info: RasterInfo, make_raster: MakeRaster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     values = np.random.default_rng(0).integers(0, 4, (1, SIDE, SIDE)).astype("uint8")
     path = make_raster(values)
     kept, _ = labels_of(path, info)
-    monkeypatch.setattr("geopeft.data.labels.STORED_PX", 0)
-    monkeypatch.setattr("geopeft.data.labels.LOOKUP_PX", 50)
+    monkeypatch.setattr("geopeft.data.raster_labels.STORED_PX", 0)
+    monkeypatch.setattr("geopeft.data.label_lookup.LOOKUP_PX", 50)
     again, _ = labels_of(path, info)
     for window in (Window(0, 0, SIDE, SIDE), Window(-7, 100, 90, 90)):
-        for one, other in zip(kept.burn(0, window), again.burn(0, window), strict=True):
-            assert (one == other).all()
+        (classes, shapes), (classes_again, shapes_again) = kept.burn(0, window), again.burn(0, window)
+        assert (classes == classes_again).all() and (shapes == shapes_again).all()
     there = pickle.loads(pickle.dumps(again))
     assert (burned(there) == burned(kept)).all()
 
 
-def test_the_number_of_shapes_is_bounded(info, make_raster, monkeypatch):
-    monkeypatch.setattr("geopeft.data.labels.MAX_CELLS", 4)
+def test_the_number_of_shapes_is_bounded(
+    info: RasterInfo, make_raster: MakeRaster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("geopeft.data.raster_labels.MAX_CELLS", 4)
     values = np.random.default_rng(0).integers(1, 4, (1, SIDE, SIDE)).astype("uint8")
     labels, _ = labels_of(make_raster(values), info)
     assert len(labels.shapes) <= 4 * 3
     assert (labels.burn(0, Window(0, 0, SIDE, SIDE))[1] >= 0).all()
 
 
-def test_a_smaller_label_raster_labels_what_it_covers_and_background_stays_inside(info, make_raster):
+def test_a_smaller_label_raster_labels_what_it_covers_and_background_stays_inside(
+    info: RasterInfo, make_raster: MakeRaster
+) -> None:
     values = np.zeros((1, 30, 30), np.uint8)
     values[:, 5:15, 5:15] = 1
     values[:, 20:25, 5:15] = 1
@@ -190,7 +211,9 @@ def test_a_smaller_label_raster_labels_what_it_covers_and_background_stays_insid
         (np.arange(SIDE * SIDE).reshape(1, SIDE, SIDE).astype("uint16") % 300, {}, "LABELS_MANY_CLASSES"),
     ],
 )
-def test_a_raster_that_cannot_teach_is_refused(info, make_raster, values, options, code):
+def test_a_raster_that_cannot_teach_is_refused(
+    info: RasterInfo, make_raster: MakeRaster, values: np.ndarray, options: dict[str, Any], code: str
+) -> None:
     with pytest.raises(LabelError) as caught:
         labels_of(make_raster(values, **options), info)
     assert caught.value.code == code and caught.value.hint

@@ -3,7 +3,9 @@ from __future__ import annotations
 import pickle
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyogrio
@@ -11,7 +13,8 @@ import pyproj
 import pytest
 import shapely
 from affine import Affine
-from geopeft.data.labels import IGNORE, PALETTE, Labels, choose_color, read_labels
+from geopeft.data.label_classes import PALETTE
+from geopeft.data.labels import IGNORE, Labels, choose_color, read_labels
 from geopeft.data.raster import RasterInfo, describe
 from geopeft.errors import LabelError
 from geopeft.events import Reporter
@@ -23,12 +26,15 @@ from shapely import LineString, MultiPolygon, Point, Polygon, box
 
 pytestmark = pytest.mark.usefixtures("folder_unchanged")
 
+Make = Callable[..., Path | str]
+MakeRaster = Callable[..., Path]
+MakeLabels = Callable[..., Path]
 SIDE = 60
 LEFT, TOP, GSD = 300_000.0, 5_800_000.0, 10.0
 
 
 @pytest.fixture
-def info(make_raster) -> RasterInfo:
+def info(make_raster: MakeRaster) -> RasterInfo:
     return describe(str(make_raster(np.ones((1, SIDE, SIDE), np.uint8))))
 
 
@@ -41,7 +47,7 @@ def at(row: float, col: float) -> tuple[float, float]:
     return LEFT + col * GSD, TOP - row * GSD
 
 
-def labels_of(path: Path | str, *infos: RasterInfo, field: str = "", **options) -> tuple[Labels, list[str]]:
+def labels_of(path: Path | str, *infos: RasterInfo, field: str = "", **options: Any) -> tuple[Labels, list[str]]:
     reporter = Reporter()
     return read_labels(str(path), field, infos, reporter=reporter, **options), reporter.messages
 
@@ -57,7 +63,7 @@ def expected(*painted: tuple[tuple[int, int, int, int], int]) -> np.ndarray:
     return out
 
 
-def code_of(path: Path | str, *infos: RasterInfo, **options) -> LabelError:
+def code_of(path: Path | str, *infos: RasterInfo, **options: Any) -> LabelError:
     with pytest.raises(LabelError) as caught:
         labels_of(path, *infos, **options)
     assert caught.value.hint and "Traceback" not in caught.value.message
@@ -67,7 +73,7 @@ def code_of(path: Path | str, *infos: RasterInfo, **options) -> LabelError:
 TWO = ([rect(5, 5, 15, 15), rect(30, 30, 45, 40)], ["water", "forest"])
 
 
-def test_polygons_label_their_pixels_and_nothing_else(info, make_labels):
+def test_polygons_label_their_pixels_and_nothing_else(info: RasterInfo, make_labels: MakeLabels) -> None:
     labels, messages = labels_of(make_labels(*TWO), info)
     assert [(c.value, c.name) for c in labels.classes] == [("forest", "forest"), ("water", "water")]
     assert (burned(labels) == expected(((5, 5, 15, 15), 1), ((30, 30, 45, 40), 0))).all()
@@ -82,7 +88,7 @@ def test_polygons_label_their_pixels_and_nothing_else(info, make_labels):
     assert not messages
 
 
-def test_shape_numbers_follow_the_pixels(info, make_labels):
+def test_shape_numbers_follow_the_pixels(info: RasterInfo, make_labels: MakeLabels) -> None:
     labels, _ = labels_of(make_labels(*TWO), info)
     classes, shapes = labels.burn(0, Window(0, 0, SIDE, SIDE))
     assert set(np.unique(shapes)) == {-1, 0, 1}
@@ -93,7 +99,9 @@ def test_shape_numbers_follow_the_pixels(info, make_labels):
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_any_window_equals_the_same_part_of_the_whole(info, make_labels, data):
+def test_any_window_equals_the_same_part_of_the_whole(
+    info: RasterInfo, make_labels: MakeLabels, data: st.DataObject
+) -> None:
     numbers = data.draw(st.integers(0, 10_000))
     rng = np.random.default_rng(numbers)
     polygons = [Point(at(*rng.uniform(0, SIDE, 2))).buffer(rng.uniform(1, 90), quad_segs=3) for _ in range(12)]
@@ -103,8 +111,8 @@ def test_any_window_equals_the_same_part_of_the_whole(info, make_labels, data):
     row, col = data.draw(st.integers(-20, 50)), data.draw(st.integers(-20, 50))
     height, width = data.draw(st.integers(1, 70)), data.draw(st.integers(1, 70))
     classes, shapes = labels.burn(0, Window(col, row, width, height))
-    whole = [np.pad(part, 100, constant_values=fill)
-             for part, fill in zip(labels.burn(0, Window(0, 0, SIDE, SIDE)), (IGNORE, -1), strict=True)]  # fmt: skip
+    all_classes, all_shapes = labels.burn(0, Window(0, 0, SIDE, SIDE))
+    whole = (np.pad(all_classes, 100, constant_values=IGNORE), np.pad(all_shapes, 100, constant_values=-1))
     inside = (slice(row + 100, row + 100 + height), slice(col + 100, col + 100 + width))
     assert (classes == whole[0][inside]).all() and (shapes == whole[1][inside]).all()
     assert labels.pixel_counts() == [int((whole[0] == i).sum()) for i in range(3)]
@@ -112,7 +120,9 @@ def test_any_window_equals_the_same_part_of_the_whole(info, make_labels, data):
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 10_000), shear=st.sampled_from([0.0, 2.0, -5.0]))
-def test_a_pixel_belongs_to_a_shape_if_its_centre_is_inside(make_raster, make_labels, seed, shear):
+def test_a_pixel_belongs_to_a_shape_if_its_centre_is_inside(
+    make_raster: MakeRaster, make_labels: MakeLabels, seed: int, shear: float
+) -> None:
     rng = np.random.default_rng(seed)
     affine = Affine(GSD, shear, LEFT, shear, -GSD, TOP)
     info = describe(str(make_raster(np.ones((1, SIDE, SIDE), np.uint8), name="r.tif", transform=affine)))
@@ -125,30 +135,32 @@ def test_a_pixel_belongs_to_a_shape_if_its_centre_is_inside(make_raster, make_la
     assert ((burned(labels) == 0) == shapely.contains_xy(inside, x, y)).mean() > 0.9999
 
 
-def test_large_and_small_shapes_are_burned_by_the_same_rule(make_raster, make_labels, monkeypatch):
+def test_large_and_small_shapes_are_burned_by_the_same_rule(
+    make_raster: MakeRaster, make_labels: MakeLabels, monkeypatch: pytest.MonkeyPatch
+) -> None:
     info = describe(str(make_raster(np.ones((1, SIDE, SIDE), np.uint8), name="r.tif")))
     path = make_labels([Point(at(30, 30)).buffer(173), rect(1, 1, 3, 3)], ["a", "b"])
     maps = []
     for few, cached in ((1 << 10, 1 << 18), (0, 1 << 18), (0, 0)):
-        monkeypatch.setattr("geopeft.data.labels.FEW_PX", few)
-        monkeypatch.setattr("geopeft.data.labels.CACHED_MASK_PX", cached)
+        monkeypatch.setattr("geopeft.data.pixel_shapes.FEW_PX", few)
+        monkeypatch.setattr("geopeft.data.pixel_shapes.CACHED_MASK_PX", cached)
         maps.append(burned(labels_of(path, info)[0]))
     assert (maps[0] == maps[1]).all() and (maps[0] == maps[2]).all()
 
 
-def test_adjacent_shapes_share_no_pixel_even_on_pixel_centres(info, make_labels):
+def test_adjacent_shapes_share_no_pixel_even_on_pixel_centres(info: RasterInfo, make_labels: MakeLabels) -> None:
     strips = [rect(10, 10.5 + 2 * i, 20, 12.5 + 2 * i) for i in range(5)]
     labels, messages = labels_of(make_labels(strips, [str(i % 2) for i in range(5)]), info)
     assert sum(labels.pixel_counts()) == 100 and not messages
 
 
-def test_a_shape_without_a_pixel_centre_gets_one_pixel(info, make_labels):
+def test_a_shape_without_a_pixel_centre_gets_one_pixel(info: RasterInfo, make_labels: MakeLabels) -> None:
     tiny = [rect(10.6, 20.6, 10.9, 20.9), rect(0, 0, 5, 5)]
     labels, _ = labels_of(make_labels(tiny, ["a", "b"]), info)
     assert (burned(labels) == expected(((10, 20, 11, 21), 0), ((0, 0, 5, 5), 1))).all()
 
 
-def test_points_become_discs_and_lines_bands_of_the_width(info, make_labels):
+def test_points_become_discs_and_lines_bands_of_the_width(info: RasterInfo, make_labels: MakeLabels) -> None:
     shapes = [Point(at(20.5, 20.5)), LineString([at(40.5, 10), at(40.5, 30)])]
     labels, _ = labels_of(make_labels(shapes, ["p", "l"]), info, line_width_px=3)
     got = burned(labels)
@@ -157,7 +169,9 @@ def test_points_become_discs_and_lines_bands_of_the_width(info, make_labels):
 
 
 @pytest.mark.parametrize("width", [0.01, 1.0])
-def test_lines_and_points_are_never_thinner_than_a_pixel(info, make_labels, width):
+def test_lines_and_points_are_never_thinner_than_a_pixel(
+    info: RasterInfo, make_labels: MakeLabels, width: float
+) -> None:
     shapes = [Point(at(20.9, 20.9)), LineString([at(5, 5), at(50, 38)])]
     labels, _ = labels_of(make_labels(shapes, ["p", "l"]), info, line_width_px=width)
     got = burned(labels)
@@ -165,7 +179,9 @@ def test_lines_and_points_are_never_thinner_than_a_pixel(info, make_labels, widt
     assert (got == 0).any(axis=1)[5:50].all()
 
 
-def test_two_classes_on_one_pixel_are_ignored_and_counted_in_any_order(info, make_labels):
+def test_two_classes_on_one_pixel_are_ignored_and_counted_in_any_order(
+    info: RasterInfo, make_labels: MakeLabels
+) -> None:
     polygons = [rect(0, 0, 20, 20), rect(10, 10, 30, 30), rect(15, 15, 25, 25), rect(12, 0, 14, 30), rect(2, 2, 9, 9)]
     classes = ["a", "b", "c", "a", "a"]
     maps = []
@@ -179,7 +195,7 @@ def test_two_classes_on_one_pixel_are_ignored_and_counted_in_any_order(info, mak
     assert maps[0][12, 5] == 0 and maps[0][17, 17] == IGNORE and maps[0][5, 5] == 0 and maps[0][28, 28] == 1
 
 
-def test_the_union_of_overlapping_parts_is_kept(info, make_labels):
+def test_the_union_of_overlapping_parts_is_kept(info: RasterInfo, make_labels: MakeLabels) -> None:
     parts = MultiPolygon([rect(0, 0, 20, 20), rect(10, 0, 30, 20)])
     bow_tie = Polygon([at(40, 0), at(60, 40), at(60, 0), at(40, 40)])
     labels, messages = labels_of(make_labels([parts, bow_tie], ["a", "b"]), info)
@@ -188,7 +204,7 @@ def test_the_union_of_overlapping_parts_is_kept(info, make_labels):
     assert any("Repaired" in text and "2 features (fid 1, 2)" in text for text in messages)
 
 
-def test_geometries_that_cannot_teach_are_named_and_left_out(info, make_labels):
+def test_geometries_that_cannot_teach_are_named_and_left_out(info: RasterInfo, make_labels: MakeLabels) -> None:
     wkts = [
         "POLYGON EMPTY", None, f"POLYGON(({LEFT} {TOP}, {LEFT} {TOP}, {LEFT} {TOP}, {LEFT} {TOP}))",
         f"POLYGON(({LEFT} {TOP}, {LEFT + 9} nan, {LEFT + 9} {TOP - 9}, {LEFT} {TOP}))",
@@ -202,7 +218,7 @@ def test_geometries_that_cannot_teach_are_named_and_left_out(info, make_labels):
     assert "3 features (fid 3, 4, 5)" in text and "2 features (fid 1, 2)" in text
 
 
-def test_holes_z_and_collections_are_understood(info, make_labels):
+def test_holes_z_and_collections_are_understood(info: RasterInfo, make_labels: MakeLabels) -> None:
     ring = rect(5, 5, 25, 25).difference(rect(10, 10, 20, 20))
     with_z = shapely.force_3d(ring, 7)
     mixed = shapely.GeometryCollection([rect(30, 30, 40, 40), Point(at(50.5, 50.5))])
@@ -210,7 +226,7 @@ def test_holes_z_and_collections_are_understood(info, make_labels):
     assert labels.pixel_counts() == [300, 100 + 9] or labels.pixel_counts() == [300, 100 + 5]
 
 
-def test_curves_are_followed(info, tmp_path):
+def test_curves_are_followed(info: RasterInfo, tmp_path: Path) -> None:
     x, y = at(30, 30)
     circle = f"CURVEPOLYGON(CIRCULARSTRING({x - 150} {y}, {x} {y + 150}, {x + 150} {y}, {x} {y - 150}, {x - 150} {y}))"
     square = rect(1, 1, 4, 4).wkt
@@ -225,7 +241,7 @@ def test_curves_are_followed(info, tmp_path):
 
 
 @pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:3035", "EPSG:3857"])
-def test_another_crs_gives_the_same_labels(info, make_labels, crs):
+def test_another_crs_gives_the_same_labels(info: RasterInfo, make_labels: MakeLabels, crs: str) -> None:
     polygons = [Point(at(30, 20)).buffer(150), rect(3, 3, 57, 9)]
     same, _ = labels_of(make_labels(polygons, ["a", "b"]), info)
     transformer = pyproj.Transformer.from_crs("EPSG:32633", crs, always_xy=True)
@@ -234,7 +250,7 @@ def test_another_crs_gives_the_same_labels(info, make_labels, crs):
     assert (burned(same) != burned(other)).mean() < 0.001
 
 
-def test_long_edges_bend_as_the_crs_asks(make_raster, make_labels):
+def test_long_edges_bend_as_the_crs_asks(make_raster: MakeRaster, make_labels: MakeLabels) -> None:
     info = describe(str(make_raster(np.ones((1, 100, 100), np.uint8), "wide.tif",
                                     transform=Affine(5000, 0, 250_000, 0, -5000, 6_100_000))))  # fmt: skip
     band = box(5, 52.0, 25, 53.0)
@@ -246,7 +262,7 @@ def test_long_edges_bend_as_the_crs_asks(make_raster, make_labels):
     assert ((got == 0) == ((lat > 52) & (lat < 53))).mean() > 0.999
 
 
-def test_a_shape_of_the_whole_world_is_cut_to_the_raster(info, make_labels):
+def test_a_shape_of_the_whole_world_is_cut_to_the_raster(info: RasterInfo, make_labels: MakeLabels) -> None:
     to_degrees = pyproj.Transformer.from_crs("EPSG:32633", "EPSG:4326", always_xy=True)
     lon, lat = to_degrees.transform(*at(30, 30))
     here = Point(lon, lat).buffer(0.002)
@@ -256,7 +272,7 @@ def test_a_shape_of_the_whole_world_is_cut_to_the_raster(info, make_labels):
     assert counts["world"] > 2000 and counts["here"] > 300
 
 
-def test_values_are_never_burned_as_numbers(info, make_labels):
+def test_values_are_never_burned_as_numbers(info: RasterInfo, make_labels: MakeLabels) -> None:
     values = [-1, 300, 70_000, 2**40]
     shapes = [rect(10 * i, 0, 10 * i + 5, 5) for i in range(4)]
     labels, _ = labels_of(make_labels(shapes, np.array(values, np.int64)), info)
@@ -264,13 +280,13 @@ def test_values_are_never_burned_as_numbers(info, make_labels):
     assert labels.pixel_counts() == [25] * 4
 
 
-def test_numbers_sort_as_numbers_and_names_as_words(info, make_labels):
+def test_numbers_sort_as_numbers_and_names_as_words(info: RasterInfo, make_labels: MakeLabels) -> None:
     shapes = [rect(10 * i, 0, 10 * i + 5, 5) for i in range(5)]
     labels, _ = labels_of(make_labels(shapes, ["10", "9", "b", "a", "-2"]), info)
     assert [c.name for c in labels.classes] == ["-2", "9", "10", "a", "b"]
 
 
-def test_fractions_and_nulls_are_left_out_and_counted(info, make_labels):
+def test_fractions_and_nulls_are_left_out_and_counted(info: RasterInfo, make_labels: MakeLabels) -> None:
     shapes = [rect(10 * i, 0, 10 * i + 5, 5) for i in range(5)]
     labels, messages = labels_of(make_labels(shapes, np.array([1.0, 2.0, 1.5, np.nan, np.nan])), info, field="class")
     assert [c.value for c in labels.classes] == ["1", "2"]
@@ -281,7 +297,7 @@ def test_fractions_and_nulls_are_left_out_and_counted(info, make_labels):
     assert any("3 features" in text and "no class" in text for text in messages)
 
 
-def test_classes_given_set_order_names_and_colours(info, make_labels):
+def test_classes_given_set_order_names_and_colours(info: RasterInfo, make_labels: MakeLabels) -> None:
     given = [ClassStyle(value="water", name="Wasser", color="#0000ff"), ClassStyle(value="forest", name="Wald"),
              ClassStyle(value="town", name="Stadt")]  # fmt: skip
     shapes, values = [*TWO[0], rect(50, 50, 55, 55)], [*TWO[1], "unknown"]
@@ -293,7 +309,9 @@ def test_classes_given_set_order_names_and_colours(info, make_labels):
     assert by_name.pixel_counts() == [100, 150, 0]
 
 
-def test_colours_come_from_the_layer_then_from_the_meaning_then_from_the_palette(info, make_labels):
+def test_colours_come_from_the_layer_then_from_the_meaning_then_from_the_palette(
+    info: RasterInfo, make_labels: MakeLabels
+) -> None:
     shapes = [rect(10 * i, 0, 10 * i + 5, 5) for i in range(5)]
     columns = {"colour": [None, "#ABCDEF", "red", None, None]}
     labels, _ = labels_of(make_labels(shapes, ["water", "x", "y", "forest", "woods"], columns=columns), info)
@@ -303,7 +321,7 @@ def test_colours_come_from_the_layer_then_from_the_meaning_then_from_the_palette
     assert len(set(colors.values())) == 5
 
 
-def test_any_number_of_classes_gets_different_colours():
+def test_any_number_of_classes_gets_different_colours() -> None:
     used: list[str] = []
     for number in range(254):
         used.append(choose_color(f"class {number}", used))
@@ -314,7 +332,7 @@ def test_any_number_of_classes_gets_different_colours():
 # Where the layer and the class field are
 
 
-def test_the_class_field_is_found_where_only_one_is_possible(info, make_labels):
+def test_the_class_field_is_found_where_only_one_is_possible(info: RasterInfo, make_labels: MakeLabels) -> None:
     path = make_labels(*TWO, field="landuse", columns={"id": [1, 2], "color": [None, None]})
     assert labels_of(path, info)[0].pixel_counts() == [150, 100]
     path = make_labels(*TWO, name="c.gpkg", field="Class", columns={"other": ["x", "y"]})
@@ -325,12 +343,12 @@ def test_the_class_field_is_found_where_only_one_is_possible(info, make_labels):
     assert labels_of(path, info, field="cover")[0].classes[0].name == "x"
 
 
-def test_a_field_that_is_not_there_is_refused_with_those_that_are(info, make_labels):
+def test_a_field_that_is_not_there_is_refused_with_those_that_are(info: RasterInfo, make_labels: MakeLabels) -> None:
     error = code_of(make_labels(*TWO, columns={"height": [1.0, 2.0]}), info, field="klass")
     assert error.code == "LABELS_FIELD" and "klass" in error.message and "class" in error.hint
 
 
-def test_a_layer_is_named_or_chosen_by_the_field(info, make_labels):
+def test_a_layer_is_named_or_chosen_by_the_field(info: RasterInfo, make_labels: MakeLabels) -> None:
     path = make_labels(*TWO, layer="first")
     make_labels(*TWO, layer="with: colon", field="kind", append=True)
     assert labels_of(path, info)[0].pixel_counts() == [150, 100]
@@ -343,7 +361,7 @@ def test_a_layer_is_named_or_chosen_by_the_field(info, make_labels):
     assert error.code == "LABELS_LAYER" and "first" in error.message and "third" in error.message
 
 
-def test_a_file_with_a_colon_in_its_name_wins(info, make_labels, tmp_path):
+def test_a_file_with_a_colon_in_its_name_wins(info: RasterInfo, make_labels: MakeLabels, tmp_path: Path) -> None:
     path = make_labels(*TWO)
     shutil.copy(path, tmp_path / "labels.gpkg:old.gpkg")
     assert labels_of(tmp_path / "labels.gpkg:old.gpkg", info)[0].pixel_counts() == [150, 100]
@@ -352,7 +370,7 @@ def test_a_file_with_a_colon_in_its_name_wins(info, make_labels, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".gpkg", ".geojson", ".shp", ".fgb"])
-def test_other_formats_give_the_same(info, make_labels, suffix):
+def test_other_formats_give_the_same(info: RasterInfo, make_labels: MakeLabels, suffix: str) -> None:
     crs = "EPSG:4326" if suffix == ".geojson" else "EPSG:32633"
     moved = pyproj.Transformer.from_crs("EPSG:32633", crs, always_xy=True)
     polygons = [shapely.transform(p, moved.transform, interleaved=False) for p in TWO[0]]
@@ -360,18 +378,18 @@ def test_other_formats_give_the_same(info, make_labels, suffix):
     assert labels_of(path, info)[0].pixel_counts() == [150, 100]
 
 
-def bad_labels() -> list[object]:
-    def case(name, make, code, *texts, **options):
+def bad_labels() -> list[pytest.ParameterSet]:
+    def case(name: str, make: Make, code: str, *texts: str, **options: Any) -> pytest.ParameterSet:
         return pytest.param(make, code, texts, options, id=name)
 
-    def text_file(content: bytes):
-        def make(tmp_path, make_labels):
+    def text_file(content: bytes) -> Make:
+        def make(tmp_path: Path, make_labels: MakeLabels) -> Path:
             (tmp_path / "x.gpkg").write_bytes(content)
             return tmp_path / "x.gpkg"
 
         return make
 
-    def layer(*arguments, **options):
+    def layer(*arguments: Any, **options: Any) -> Make:
         return lambda tmp_path, make_labels: make_labels(*arguments, **options)
 
     far = [shapely.affinity.translate(shape, 0, 100_000) for shape in TWO[0]]
@@ -403,26 +421,34 @@ def bad_labels() -> list[object]:
 
 @pytest.mark.parametrize(("make", "code", "texts", "options"), bad_labels())
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_labels_that_cannot_teach_are_refused(info, tmp_path, make_labels, make, code, texts, options):
+def test_labels_that_cannot_teach_are_refused(
+    info: RasterInfo,
+    tmp_path: Path,
+    make_labels: MakeLabels,
+    make: Make,
+    code: str,
+    texts: tuple[str, ...],
+    options: dict[str, Any],
+) -> None:
     error = code_of(make(tmp_path, make_labels), info, **options)
     assert error.code == code
     assert all(text in error.message for text in texts), error.message
 
 
-def test_features_outside_are_counted(info, make_labels):
+def test_features_outside_are_counted(info: RasterInfo, make_labels: MakeLabels) -> None:
     far = shapely.affinity.translate(TWO[0][0], 0, 100_000)
     labels, messages = labels_of(make_labels([*TWO[0], far, far], [*TWO[1], "water", "sea"]), info)
     assert labels.pixel_counts() == [150, 100] and len(labels.classes) == 2
     assert any("2 features" in text and "outside" in text for text in messages)
 
 
-def test_a_shape_partly_outside_is_clipped(info, make_labels):
+def test_a_shape_partly_outside_is_clipped(info: RasterInfo, make_labels: MakeLabels) -> None:
     labels, _ = labels_of(make_labels([rect(-5, -5, 5, 5), rect(58, 58, 99, 99)], ["a", "b"]), info)
     assert labels.pixel_counts() == [25, 4]
     assert [shape.bounds_px for shape in labels.shapes] == [(0, 0, 5, 5), (58, 58, 60, 60)]
 
 
-def test_every_raster_gets_the_features_that_touch_it(make_raster, make_labels):
+def test_every_raster_gets_the_features_that_touch_it(make_raster: MakeRaster, make_labels: MakeLabels) -> None:
     infos = [
         describe(str(make_raster(np.ones((1, 20, 20), np.uint8), f"{i}.tif",
                                  transform=Affine(GSD, 0, LEFT + i * 200, 0, -GSD, TOP))))
@@ -437,7 +463,9 @@ def test_every_raster_gets_the_features_that_touch_it(make_raster, make_labels):
     assert labels.pixel_counts() == [50, 30] and not messages
 
 
-def test_rasters_of_different_crs_take_labels_of_one_layer(make_raster, make_labels, info):
+def test_rasters_of_different_crs_take_labels_of_one_layer(
+    make_raster: MakeRaster, make_labels: MakeLabels, info: RasterInfo
+) -> None:
     lon, lat = pyproj.Transformer.from_crs("EPSG:32633", "EPSG:4326", always_xy=True).transform(LEFT + 2000, TOP - 300)
     east = describe(str(make_raster(np.ones((1, 40, 40), np.uint8), "east.tif", crs="EPSG:4326",
                                     transform=Affine(1e-4, 0, lon, 0, -1e-4, lat))))  # fmt: skip
@@ -451,7 +479,7 @@ def test_rasters_of_different_crs_take_labels_of_one_layer(make_raster, make_lab
 # Background
 
 
-def test_background_is_what_is_unlabelled_within_the_extent(info, make_labels):
+def test_background_is_what_is_unlabelled_within_the_extent(info: RasterInfo, make_labels: MakeLabels) -> None:
     shapes = [rect(10, 10, 20, 20), rect(30, 30, 40, 40), rect(15, 15, 18, 25)]
     path = make_labels(shapes, ["house", "house", None])
     labels, _ = labels_of(path, info, background="rest")
@@ -463,14 +491,14 @@ def test_background_is_what_is_unlabelled_within_the_extent(info, make_labels):
     assert labels.burn(0, Window(0, 0, SIDE, SIDE))[1][25, 25] == -1
 
 
-def test_ambiguous_pixels_are_no_background(info, make_labels):
+def test_ambiguous_pixels_are_no_background(info: RasterInfo, make_labels: MakeLabels) -> None:
     shapes = [rect(10, 10, 20, 20), rect(15, 15, 30, 30)]
     labels, _ = labels_of(make_labels(shapes, ["a", "b"]), info, background="rest")
     assert (burned(labels)[15:20, 15:20] == IGNORE).all()
     assert labels.pixel_counts() == [75, 200, 400 - 75 - 200 - 25]
 
 
-def test_background_can_be_bounded_by_an_area(info, make_labels):
+def test_background_can_be_bounded_by_an_area(info: RasterInfo, make_labels: MakeLabels) -> None:
     path = make_labels([rect(10, 10, 20, 20)], ["house"])
     area = make_labels([rect(0, 0, 30, 30), rect(40, 40, 50, 50)], ["x", "y"], name="area.gpkg")
     labels, _ = labels_of(path, info, background="rest", area=str(area))
@@ -481,7 +509,7 @@ def test_background_can_be_bounded_by_an_area(info, make_labels):
     assert all((labels.burn(0, window)[0] == 1).any() for window in windows)
 
 
-def test_background_of_a_known_name_is_that_class(info, make_labels):
+def test_background_of_a_known_name_is_that_class(info: RasterInfo, make_labels: MakeLabels) -> None:
     path = make_labels([rect(10, 10, 20, 20), rect(30, 30, 40, 40)], ["house", "rest"])
     labels, _ = labels_of(path, info, background="rest")
     assert [c.name for c in labels.classes] == ["house", "rest"] and labels.background == 1
@@ -492,32 +520,32 @@ def test_background_of_a_known_name_is_that_class(info, make_labels):
     assert [c.name for c in again.classes] == ["house", "rest"]
 
 
-def test_an_area_without_background_is_said_to_do_nothing(info, make_labels):
+def test_an_area_without_background_is_said_to_do_nothing(info: RasterInfo, make_labels: MakeLabels) -> None:
     _, messages = labels_of(make_labels(*TWO), info, area="whatever.gpkg")
     assert any("no effect" in text for text in messages)
 
 
-def test_one_class_is_enough_to_evaluate(info, make_labels):
+def test_one_class_is_enough_to_evaluate(info: RasterInfo, make_labels: MakeLabels) -> None:
     path = make_labels(TWO[0], ["a", "a"])
     given = [ClassStyle(value="a", name="a"), ClassStyle(value="b", name="b")]
     labels, _ = labels_of(path, info, classes=given, minimum_classes=1)
     assert labels.pixel_counts() == [250, 0]
 
 
-def test_labels_travel_to_other_processes(info, make_labels):
+def test_labels_travel_to_other_processes(info: RasterInfo, make_labels: MakeLabels) -> None:
     labels, _ = labels_of(make_labels(*TWO), info, background="rest")
     there = pickle.loads(pickle.dumps(labels))
     assert (burned(there) == burned(labels)).all() and there.pixel_counts() == labels.pixel_counts()
 
 
-def test_the_users_layer_is_not_touched(info, make_labels, tmp_path):
+def test_the_users_layer_is_not_touched(info: RasterInfo, make_labels: MakeLabels, tmp_path: Path) -> None:
     path = make_labels(*TWO)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     labels_of(path, info)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
-def test_many_vertices_take_no_time_per_window(make_raster, make_labels):
+def test_many_vertices_take_no_time_per_window(make_raster: MakeRaster, make_labels: MakeLabels) -> None:
     info = describe(
         str(make_raster(np.ones((1, 2000, 2000), np.uint8), "big.tif", transform=Affine(1, 0, 0, 0, -1, 2000)))
     )
@@ -526,7 +554,7 @@ def test_many_vertices_take_no_time_per_window(make_raster, make_labels):
     assert labels.pixel_counts()[0] == pytest.approx(np.pi * 900**2, rel=1e-3)
 
 
-def test_the_layer_list_of_a_styled_file_has_no_surprises(info, make_labels):
+def test_the_layer_list_of_a_styled_file_has_no_surprises(info: RasterInfo, make_labels: MakeLabels) -> None:
     path = make_labels(*TWO)
     pyogrio.raw.write(path, None, [np.array(["labels"], object)], ["f_table_name"], layer="layer_styles",
                       geometry_type=None, crs=None, append=True)  # fmt: skip

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ from geopeft.data.bands import Band
 from geopeft.data.normalize import Radiometry, assume_radiometry
 from geopeft.data.raster import band_statistics, describe
 
+MakeRaster = Callable[..., Path]
 NAMES = ["B02", "B03", "B04", "B8A"]
 RNG = np.random.default_rng(3)
 
@@ -20,7 +23,7 @@ def reflectances(bands: int = 4, floor: float = 0.02) -> np.ndarray:
     return scene + floor
 
 
-def assumed(make_raster, values: np.ndarray, override: Any = "auto", **options) -> Radiometry:
+def assumed(make_raster: MakeRaster, values: np.ndarray, override: Any = "auto", **options: Any) -> Radiometry:
     options.setdefault("names", NAMES[: len(values)])
     info = describe(str(make_raster(values, **options)))
     stats = band_statistics(info, [band.index for band in info.bands])
@@ -74,14 +77,16 @@ C2_DN = ((reflectances() + 0.2) / 2.75e-5).astype("uint16")
         pytest.param(S2_INTEGER, {"names": ()}, ("reflectance", 1e-4, 0), id="bands without names"),
     ],
 )  # fmt: skip
-def test_what_values_are_is_found_and_said(make_raster, values, options, expected):
+def test_what_values_are_is_found_and_said(
+    make_raster: MakeRaster, values: np.ndarray, options: dict[str, Any], expected: tuple[str, float, float]
+) -> None:
     radiometry = assumed(make_raster, values, **options)
     kind, scale, offset = constants(radiometry)
     assert (kind, scale, offset) == (expected[0], round(expected[1], 8), expected[2])
     assert radiometry.sentence.endswith(".") and len(radiometry.sentence) > 20
 
 
-def test_an_index_is_not_judged_with_the_spectral_bands(make_raster):
+def test_an_index_is_not_judged_with_the_spectral_bands(make_raster: MakeRaster) -> None:
     values = np.concatenate([S2_INTEGER, RNG.uniform(-1, 1, (1, 80, 80))]).astype("float32")
     radiometry = assumed(make_raster, values, names=[*NAMES, "ndvi"])
     assert constants(radiometry) == ("reflectance", 1e-4, 0)
@@ -94,12 +99,14 @@ def test_an_index_is_not_judged_with_the_spectral_bands(make_raster):
     [("reflectance", ("reflectance", 1, 0)), ("reflectance10000", ("reflectance", 1e-4, -0.1)),
      ("display8", ("display", round(1 / 255, 8), 0)), ("unknown", ("unknown", 1, 0))],
 )  # fmt: skip
-def test_what_the_user_says_ends_all_guessing(make_raster, override, expected):
+def test_what_the_user_says_ends_all_guessing(
+    make_raster: MakeRaster, override: Any, expected: tuple[str, float, float]
+) -> None:
     radiometry = assumed(make_raster, S2_INTEGER, override, tags={"boa_add_offset": "-1000"})
     assert constants(radiometry) == expected
 
 
-def test_scaled_and_unscaled_twins_mean_the_same(make_raster):
+def test_scaled_and_unscaled_twins_mean_the_same(make_raster: MakeRaster) -> None:
     scene = reflectances()
     integers = assumed(
         make_raster, ((scene + 0.2) / 2.75e-5).astype("uint16"), scales=[2.75e-5] * 4, offsets=[-0.2] * 4
@@ -109,7 +116,7 @@ def test_scaled_and_unscaled_twins_mean_the_same(make_raster):
     assert same == pytest.approx(scene * floats.scale + floats.offset, abs=1e-4)
 
 
-def test_a_folder_named_after_a_sensor_decides_nothing(make_raster):
+def test_a_folder_named_after_a_sensor_decides_nothing(make_raster: MakeRaster) -> None:
     info = describe(str(make_raster((reflectances() + 0.1).astype("float32"), names=["blue", "green", "red", "nir"])))
     stats = band_statistics(info, [1, 2, 3, 4])
     moved = replace(info, path="/data/sentinel-2/scene.tif")

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,9 @@ from hypothesis.extra import numpy as hnp
 from rasterio.windows import Window
 
 pytestmark = pytest.mark.usefixtures("folder_unchanged")
+
+Make = Callable[..., Path | str]
+MakeRaster = Callable[..., Path]
 
 
 def ramp(bands: int = 2, height: int = 30, width: int = 40, dtype: str = "float32") -> np.ndarray:
@@ -37,7 +42,7 @@ def vrt(width: int, height: int, source: str = "") -> str:
     )
 
 
-def test_a_raster_is_described(make_raster):
+def test_a_raster_is_described(make_raster: MakeRaster) -> None:
     path = make_raster(ramp(), names=["Red", "B8A"], nodata=-1, tags={"Sensor": "MSI"}, tiled=False)
     info = describe(str(path))
     assert (info.path, info.driver, info.height, info.width) == (str(path), "GTiff", 30, 40)
@@ -48,7 +53,7 @@ def test_a_raster_is_described(make_raster):
     assert pickle.loads(pickle.dumps(info)) == info
 
 
-def test_a_window_beyond_the_edge_is_invalid_there(make_raster):
+def test_a_window_beyond_the_edge_is_invalid_there(make_raster: MakeRaster) -> None:
     values, valid = read(make_raster(ramp()), Window(-5, -3, 50, 40))
     assert values.shape == (2, 40, 50) and valid.shape == (40, 50)
     inside = np.zeros((40, 50), bool)
@@ -62,7 +67,7 @@ def test_a_window_beyond_the_edge_is_invalid_there(make_raster):
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(missing=hnp.arrays(bool, st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9))),
        kind=st.sampled_from(["value", "nan", "inf", "huge"]))  # fmt: skip
-def test_a_pixel_is_valid_where_every_band_is(make_raster, missing, kind):
+def test_a_pixel_is_valid_where_every_band_is(make_raster: MakeRaster, missing: np.ndarray, kind: str) -> None:
     values = ramp(*missing.shape)
     values[missing] = {"value": -99999, "nan": np.nan, "inf": -np.inf, "huge": 1e38}[kind]
     got, valid = read(make_raster(values, nodata=-99999 if kind == "value" else None))
@@ -71,7 +76,7 @@ def test_a_pixel_is_valid_where_every_band_is(make_raster, missing, kind):
     assert (got[:, valid] == values[:, valid]).all()
 
 
-def test_a_nodata_that_the_type_cannot_hold_hides_nothing(make_raster, tmp_path):
+def test_a_nodata_that_the_type_cannot_hold_hides_nothing(make_raster: MakeRaster, tmp_path: Path) -> None:
     make_raster(np.zeros((1, 4, 4), np.uint8))
     path = tmp_path / "x.vrt"
     path.write_text(vrt(4, 4, str(tmp_path / "raster.tif")).replace(">Byte", ">Byte").replace(
@@ -79,13 +84,13 @@ def test_a_nodata_that_the_type_cannot_hold_hides_nothing(make_raster, tmp_path)
     assert read(path)[1].all()
 
 
-def test_a_mask_band_hides_pixels(make_raster):
+def test_a_mask_band_hides_pixels(make_raster: MakeRaster) -> None:
     mask = np.full((30, 40), 255, np.uint8)
     mask[:5] = 0
     assert (read(make_raster(ramp(), mask=mask))[1] == (mask > 0)).all()
 
 
-def test_alpha_hides_pixels_and_is_no_band(make_raster):
+def test_alpha_hides_pixels_and_is_no_band(make_raster: MakeRaster) -> None:
     values = ramp(4, dtype="uint8")
     values[3] = 255
     values[3, :, :7] = 0
@@ -96,7 +101,7 @@ def test_alpha_hides_pixels_and_is_no_band(make_raster):
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_near_infrared_that_gdal_takes_for_alpha_is_a_band(make_raster, named):
+def test_near_infrared_that_gdal_takes_for_alpha_is_a_band(make_raster: MakeRaster, named: bool) -> None:
     values = np.random.default_rng(0).integers(0, 255, (4, 64, 64), dtype=np.uint8)
     names = ["red", "green", "blue", "nir"] if named else []
     path = make_raster(values, colors=["red", "green", "blue", "alpha"], names=names)
@@ -105,7 +110,7 @@ def test_near_infrared_that_gdal_takes_for_alpha_is_a_band(make_raster, named):
     assert valid.all() and (got == values).all()
 
 
-def test_overviews_are_not_read_for_pixels(make_raster):
+def test_overviews_are_not_read_for_pixels(make_raster: MakeRaster) -> None:
     path = make_raster(ramp(1, 256, 256))
     with rasterio.open(path, "r+") as raster:
         raster.build_overviews([2])
@@ -114,7 +119,7 @@ def test_overviews_are_not_read_for_pixels(make_raster):
     assert (read(path)[0] == ramp(1, 256, 256)).all()
 
 
-def test_a_rotated_grid_keeps_its_transform(make_raster):
+def test_a_rotated_grid_keeps_its_transform(make_raster: MakeRaster) -> None:
     rotated = Affine(10, 2, 300_000, 2, -10, 5_800_000)
     assert describe(str(make_raster(ramp(), transform=rotated))).geobox.affine == rotated
 
@@ -128,40 +133,40 @@ def test_a_rotated_grid_keeps_its_transform(make_raster):
         ("EPSG:2264", Affine(10, 0, 2_000_000, 0, -10, 700_000), 3.048),
     ],
 )
-def test_pixel_size_is_metres_on_the_ground(make_raster, crs, transform, gsd_m):
+def test_pixel_size_is_metres_on_the_ground(make_raster: MakeRaster, crs: str, transform: Affine, gsd_m: float) -> None:
     assert describe(str(make_raster(ramp(), crs=crs, transform=transform))).gsd_m == pytest.approx(gsd_m, rel=0.02)
 
 
-def bad_inputs() -> list[object]:
-    def case(name, make, code, text=""):
+def bad_inputs() -> list[pytest.ParameterSet]:
+    def case(name: str, make: Make, code: str, text: str = "") -> pytest.ParameterSet:
         return pytest.param(make, code, text, id=name)
 
-    def text_file(content: bytes, name: str = "x.tif"):
-        def make(tmp_path, make_raster):
+    def text_file(content: bytes, name: str = "x.tif") -> Make:
+        def make(tmp_path: Path, make_raster: MakeRaster) -> Path:
             (tmp_path / name).write_bytes(content)
             return tmp_path / name
 
         return make
 
-    def raster(**options):
+    def raster(**options: Any) -> Make:
         return lambda tmp_path, make_raster: make_raster(options.pop("values", ramp()), **options)
 
-    def folder(tmp_path, make_raster):
+    def folder(tmp_path: Path, make_raster: MakeRaster) -> Path:
         return tmp_path
 
-    def dangling(tmp_path, make_raster):
+    def dangling(tmp_path: Path, make_raster: MakeRaster) -> Path:
         (tmp_path / "link.tif").symlink_to(tmp_path / "gone.tif")
         return tmp_path / "link.tif"
 
-    def missing_source(tmp_path, make_raster):
+    def missing_source(tmp_path: Path, make_raster: MakeRaster) -> Path:
         (tmp_path / "x.vrt").write_text(vrt(10, 10, "gone_source.tif"))
         return tmp_path / "x.vrt"
 
-    def itself(tmp_path, make_raster):
+    def itself(tmp_path: Path, make_raster: MakeRaster) -> Path:
         (tmp_path / "x.vrt").write_text(vrt(10, 10, str(tmp_path / "x.vrt")))
         return tmp_path / "x.vrt"
 
-    def palette(tmp_path, make_raster):
+    def palette(tmp_path: Path, make_raster: MakeRaster) -> Path:
         path = make_raster(ramp(1, dtype="uint8"), photometric="palette")
         with rasterio.open(path, "r+") as out:
             out.write_colormap(1, {value: (value, 0, 0) for value in range(256)})
@@ -189,7 +194,9 @@ def bad_inputs() -> list[object]:
 
 @pytest.mark.parametrize(("make", "code", "text"), bad_inputs())
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
-def test_a_raster_that_cannot_be_used_is_refused(tmp_path, make_raster, make, code, text):
+def test_a_raster_that_cannot_be_used_is_refused(
+    tmp_path: Path, make_raster: MakeRaster, make: Make, code: str, text: str
+) -> None:
     with pytest.raises(RasterError) as caught:
         describe(str(make(tmp_path, make_raster)))
     assert caught.value.code == code
@@ -197,7 +204,7 @@ def test_a_raster_that_cannot_be_used_is_refused(tmp_path, make_raster, make, co
     assert caught.value.hint and "Traceback" not in caught.value.message
 
 
-def test_a_path_that_is_no_text_is_refused(tmp_path):
+def test_a_path_that_is_no_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RasterError) as caught:
         describe(os.fsdecode(os.fsencode(tmp_path) + b"/bad\xe9.tif"))
     assert caught.value.code == "PATH_ENCODING"
@@ -206,7 +213,7 @@ def test_a_path_that_is_no_text_is_refused(tmp_path):
 
 @pytest.mark.parametrize("part", [0.3, 0.6, 0.9, 0.999])
 @pytest.mark.parametrize("compress", ["none", "deflate", "lzw"])
-def test_a_truncated_file_is_noticed_at_once(make_raster, part, compress):
+def test_a_truncated_file_is_noticed_at_once(make_raster: MakeRaster, part: float, compress: str) -> None:
     noise = np.random.default_rng(1).integers(0, 255, (2, 300, 300), dtype=np.uint8)
     path = make_raster(noise, compress=compress, tiled=True, blockxsize=64, blockysize=64)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * part)])
@@ -217,7 +224,7 @@ def test_a_truncated_file_is_noticed_at_once(make_raster, part, compress):
     assert caught.value.code != "RASTER_READ" or "row" in caught.value.message
 
 
-def test_damage_between_the_probed_blocks_is_an_error_when_read(make_raster):
+def test_damage_between_the_probed_blocks_is_an_error_when_read(make_raster: MakeRaster) -> None:
     noise = np.random.default_rng(1).integers(0, 255, (1, 640, 640), dtype=np.uint8)
     path = make_raster(noise, compress="deflate", tiled=True, blockxsize=16, blockysize=16)
     info = describe(str(path))
@@ -231,7 +238,7 @@ def test_damage_between_the_probed_blocks_is_an_error_when_read(make_raster):
     assert caught.value.code == "RASTER_READ" and "row" in caught.value.message
 
 
-def test_python_in_a_vrt_never_runs(make_raster, tmp_path, monkeypatch):
+def test_python_in_a_vrt_never_runs(make_raster: MakeRaster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     canary = tmp_path / "canary"
     source = make_raster(ramp(1, 10, 10, "uint8"))
     function = f"<![CDATA[\ndef go(i, o, *a, **k):\n    open({str(canary)!r}, 'w').close()\n    o[:] = 1\n]]>"
@@ -248,7 +255,7 @@ def test_python_in_a_vrt_never_runs(make_raster, tmp_path, monkeypatch):
     assert not canary.exists()
 
 
-def test_a_crs_in_a_sidecar_file_is_found_and_the_sidecar_kept(tmp_path):
+def test_a_crs_in_a_sidecar_file_is_found_and_the_sidecar_kept(tmp_path: Path) -> None:
     values = ramp(3, dtype="uint8")
     path = tmp_path / "photo.png"
     with rasterio.open(path, "w", driver="PNG", count=3, height=30, width=40, dtype="uint8", crs="EPSG:32633",
@@ -264,7 +271,7 @@ def test_a_crs_in_a_sidecar_file_is_found_and_the_sidecar_kept(tmp_path):
 
 
 @pytest.mark.parametrize("change", ["touch", "overwrite", "replace", "remove"])
-def test_a_raster_that_changes_is_noticed(make_raster, tmp_path, change):
+def test_a_raster_that_changes_is_noticed(make_raster: MakeRaster, tmp_path: Path, change: str) -> None:
     path = make_raster(ramp())
     info = describe(str(path))
     still_same(info)
@@ -283,7 +290,7 @@ def test_a_raster_that_changes_is_noticed(make_raster, tmp_path, change):
     assert caught.value.code == "RASTER_CHANGED"
 
 
-def test_a_change_of_a_vrts_source_is_noticed(make_raster, tmp_path):
+def test_a_change_of_a_vrts_source_is_noticed(make_raster: MakeRaster, tmp_path: Path) -> None:
     source = make_raster(ramp(1, 10, 10, "uint8"))
     (tmp_path / "x.vrt").write_text(vrt(10, 10, str(source)))
     info = describe(str(tmp_path / "x.vrt"))
@@ -293,7 +300,7 @@ def test_a_change_of_a_vrts_source_is_noticed(make_raster, tmp_path):
         still_same(info)
 
 
-def test_statistics_that_qgis_writes_beside_the_raster_are_no_change(make_raster):
+def test_statistics_that_qgis_writes_beside_the_raster_are_no_change(make_raster: MakeRaster) -> None:
     path = make_raster(ramp())
     beside = path.with_name(path.name + ".aux.xml")
     beside.write_text("<PAMDataset/>")
@@ -303,7 +310,7 @@ def test_statistics_that_qgis_writes_beside_the_raster_are_no_change(make_raster
     beside.unlink()
 
 
-def test_statistics_are_of_valid_pixels_of_each_band(make_raster):
+def test_statistics_are_of_valid_pixels_of_each_band(make_raster: MakeRaster) -> None:
     values = np.random.default_rng(2).normal(100, 10, (2, 200, 200)).astype("float32")
     values[1, :50] = -99999
     info = describe(str(make_raster(values, nodata=-99999, names=["red", "swir2"])))
@@ -317,7 +324,7 @@ def test_statistics_are_of_valid_pixels_of_each_band(make_raster):
     assert not lacking_band(info, [1], band_statistics(info, [1]))
 
 
-def test_statistics_read_a_small_part_of_a_large_raster(tmp_path):
+def test_statistics_read_a_small_part_of_a_large_raster(tmp_path: Path) -> None:
     path = tmp_path / "large.tif"
     with rasterio.open(path, "w", driver="GTiff", width=200_000, height=200_000, count=1, dtype="uint8", nodata=0,
                        crs="EPSG:32633", transform=Affine(1, 0, 9, 0, -1, 9), sparse_ok=True, tiled=True,
@@ -327,14 +334,14 @@ def test_statistics_read_a_small_part_of_a_large_raster(tmp_path):
     assert stats.mean[0] == 9 and 0 < stats.valid_fraction[0] < 0.2
 
 
-def test_a_raster_of_nodata_is_empty(make_raster):
+def test_a_raster_of_nodata_is_empty(make_raster: MakeRaster) -> None:
     info = describe(str(make_raster(np.zeros((2, 50, 50), np.uint8), nodata=0)))
     with pytest.raises(RasterError) as caught:
         band_statistics(info, [1, 2])
     assert caught.value.code == "RASTER_EMPTY"
 
 
-def test_scale_and_offset_are_told_and_not_applied(make_raster):
+def test_scale_and_offset_are_told_and_not_applied(make_raster: MakeRaster) -> None:
     path = make_raster(ramp(), scales=[0.5, 0.5], offsets=[-1, -1])
     info = describe(str(path))
     assert info.scales == (0.5, 0.5) and info.offsets == (-1.0, -1.0)
@@ -342,7 +349,7 @@ def test_scale_and_offset_are_told_and_not_applied(make_raster):
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64"])
-def test_every_real_type_is_read(make_raster, dtype):
+def test_every_real_type_is_read(make_raster: MakeRaster, dtype: str) -> None:
     values = (np.arange(600).reshape(1, 20, 30) % 120).astype(dtype)
     got, valid = read(make_raster(values))
     assert got.dtype == np.float32 and (got == values).all() and valid.all()
