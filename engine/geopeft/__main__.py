@@ -107,13 +107,23 @@ def _run_file(path: Path, events: IO[str]) -> int:
     return _execute_file(path, events)
 
 
+def _device_of(job: AnyJob) -> str:
+    """The device that a job will compute on; jobs that compute nothing run on the CPU and load no torch."""
+    name = getattr(job, "device", "cpu")
+    if name != "auto":
+        return str(name)
+    from geopeft.runtime import choose_device
+
+    return choose_device(name).type
+
+
 def _execute_file(path: Path, events: IO[str]) -> int:
     reporter = Reporter(events, folder=path.parent)
     try:
         job = load(path)
     except GeopeftError as error:
         return _fail(reporter, error)
-    reporter.emit("started", protocol=PROTOCOL, engine=__version__, device=getattr(job, "device", "cpu"))
+    reporter.emit("started", protocol=PROTOCOL, engine=__version__, device=_device_of(job))
     return execute(job, reporter)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -56,8 +57,12 @@ class Reporter:
         if self._cancel is not None and self._cancel.exists():
             raise Canceled
 
-    def progress(self, stage: str, current: int, total: int) -> None:
-        """`current` of `total` steps of `stage` are done. Also the point where a cancel takes effect."""
+    def progress(self, stage: str, current: int, total: int, at_most_s: float = math.inf) -> None:
+        """`current` of `total` steps of `stage` are done. Also the point where a cancel takes effect.
+
+        Args:
+            at_most_s: seconds after which the stage ends anyway, which bounds the time that is told to be left.
+        """
         self.check_canceled()
         now = time.monotonic()
         start, first = self._stage_start.setdefault(stage, (now, current))
@@ -65,7 +70,7 @@ class Reporter:
             return
         self._last_progress = now
         done = current - first
-        eta_s = round((now - start) / done * (total - current), 1) if done > 0 else None
+        eta_s = round(min((now - start) / done * (total - current), max(at_most_s, 0.0)), 1) if done > 0 else None
         self.emit("progress", stage=stage, current=current, total=total, eta_s=eta_s)
         if self._terminal is not None:
             eta = f", {eta_s:.0f} s left" if eta_s else ""

@@ -1,7 +1,7 @@
 """The model package: one zip file with everything but the frozen backbone, read member by member, never extracted.
 
-    manifest.json         what the model is, what it expects, how good it is (Manifest)
-    weights.safetensors   adapter, decoder and head
+manifest.json         what the model is, what it expects, how good it is (Manifest)
+weights.safetensors   adapter, decoder and head
 """
 
 from __future__ import annotations

@@ -260,7 +260,11 @@ def _summary(rows: Sequence[dict[str, Any]], methods: Sequence[str]) -> str:
             memory = np.mean([float(r["peak_memory_mb"]) for r in own])
             cells.append(f"{scores.mean():.1f} ± {scores.std():.1f} ({seconds:.0f} s, {memory:.0f} MB)")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "mIoU % on the unseen region, mean ± sd over seeds (seconds and peak memory of the fit)\n\n" + "\n".join(lines) + "\n"
+    return (
+        "mIoU % on the unseen region, mean ± sd over seeds (seconds and peak memory of the fit)\n\n"
+        + "\n".join(lines)
+        + "\n"
+    )
 
 
 if __name__ == "__main__":

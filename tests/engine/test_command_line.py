@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from geopeft import PROTOCOL
-from geopeft.job import JOB_TYPES, json_schema, load, parse
 from geopeft.errors import JobError
+from geopeft.job import JOB_TYPES, json_schema, load, parse
 
 
 def engine(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -239,6 +241,23 @@ def test_a_repeated_fit_gives_the_same_package(scene: Path, tmp_path: Path) -> N
     assert digests[0] == digests[1]
 
 
+def test_peak_memory_does_not_grow_with_the_height(scene: Path, tmp_path: Path) -> None:
+    peaks = []
+    for rows in (2_000, 20_000):
+        values = np.random.default_rng(0).integers(400, 3000, (4, rows, 120)).astype(np.uint16)
+        raster = write_raster(tmp_path / f"{rows}.tif", values, tiled=True, blockxsize=128, blockysize=128)
+        figures = tmp_path / f"{rows}.json"
+        command = ["predict", str(scene / "model.geopeft"), str(raster), "--out", str(tmp_path / f"{rows}_map.tif")]
+        subprocess.run(
+            [sys.executable, "-m", "geopeft", *command, "--confidence", "--device", "cpu", "--json", str(figures)],
+            check=True,
+            capture_output=True,
+        )
+        peaks.append(json.loads(figures.read_text())["peak_memory_mb"])
+    # Ten times the rows are 18 MB more of input and 4 MB more of output; GDAL's cache may hold some of it.
+    assert peaks[1] - peaks[0] < 40
+
+
 def test_only_the_area_of_interest_is_mapped(scene: Path, tmp_path: Path) -> None:
     write_labels(tmp_path / "aoi.gpkg", [("x", (100, 100, 160, 180))])
     outputs = run({"job": "predict", "model": str(scene / "model.geopeft"), "rasters": [str(scene / "scene.tif")],
@@ -288,7 +307,7 @@ def test_a_failed_raster_does_not_stop_the_rest_and_names_do_not_collide(scene: 
 
 def test_a_cancel_leaves_nothing(scene: Path, tmp_path: Path) -> None:
     class Stop(Reporter):
-        def progress(self, stage: str, current: int, total: int) -> None:
+        def progress(self, stage: str, current: int, total: int, at_most_s: float = 0.0) -> None:
             if current > 3:
                 raise Canceled
 

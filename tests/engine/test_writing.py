@@ -54,9 +54,7 @@ def test_an_error_while_writing_keeps_the_old_raster_and_leaves_nothing_else(tmp
     assert [p.name for p in tmp_path.iterdir()] == ["a.tif"]
 
 
-def test_a_raster_that_reads_back_differently_is_not_published(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_raster_that_reads_back_differently_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def damage(part: Path) -> None:
         with rasterio.open(part, "r+") as raster:
             raster.write(np.full((1, 10, 10), 7, np.uint8), window=Window(0, 0, 10, 10))

@@ -160,7 +160,7 @@ def _from_gdal_scale(evidence: _Evidence) -> Radiometry | None:
     scale, offset = pairs.pop()
     if not evidence.fits_reflectance(scale, offset):
         return None
-    sentence = f"Reflectance = value * {scale:g}{_signed(offset)}, as the file's scale and offset say."
+    sentence = f"Reflectance = value * {_plain(scale)}{_signed(offset)}, as the file's scale and offset say."
     return Radiometry("reflectance", scale, offset, sentence)
 
 
@@ -177,7 +177,7 @@ def _from_tags(evidence: _Evidence) -> Radiometry | None:
     )
     if not evidence.fits_reflectance(scale, offset):
         return None
-    sentence = f"Reflectance = value * {scale:g}{_signed(offset)}, as the file's tags say"
+    sentence = f"Reflectance = value * {_plain(scale)}{_signed(offset)}, as the file's tags say"
     if offset == 0.0 and "boa_add_offset" not in info.tags:
         return _reflectance(evidence, scale, sentence)
     return Radiometry("reflectance", scale, offset, f"{sentence}.")
@@ -197,7 +197,10 @@ def _from_landsat_coding(evidence: _Evidence) -> Radiometry | None:
         return None
     scale, offset, what = coding
     return Radiometry(
-        "reflectance", scale, offset, f"Reflectance = value * {scale:g}{_signed(offset)}: the raster looks like {what}."
+        "reflectance",
+        scale,
+        offset,
+        f"Reflectance = value * {_plain(scale)}{_signed(offset)}: the raster looks like {what}.",
     )
 
 
@@ -246,8 +249,13 @@ def _tag_number(info: RasterInfo, *keys: str) -> float | None:
     return None
 
 
+def _plain(number: float) -> str:
+    """0.00002, not 2e-05."""
+    return f"{number:.10f}".rstrip("0").rstrip(".")
+
+
 def _signed(offset: float) -> str:
-    return f" {offset:+g}" if offset else ""
+    return f" {'-' if offset < 0 else '+'} {_plain(abs(offset))}" if offset else ""
 
 
 def _range(evidence: _Evidence) -> str:

@@ -40,7 +40,7 @@ def _galileo(
         unit="reflectance10000",
         normalize="mean2std",
         patch_size_px=4,
-        chip_size_px=64,
+        chip_size_px=32,
         gsd_m=(5.0, 40.0),
         parameters_m=parameters_m,
         weights=WeightsSource(

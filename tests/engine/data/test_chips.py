@@ -1,0 +1,133 @@
+"""Chips, the places they are drawn from, and which of them are held out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import shapely
+from conftest import ORIGIN, MakeLabels, MakeRaster
+from geopeft.data.bands import select_bands
+from geopeft.data.chips import ChipReader, ChipSampler, Site, covering_chips, find_sites, turn
+from geopeft.data.labels import IGNORE, read_labels
+from geopeft.data.raster import describe
+from geopeft.data.split import split_by_blocks
+from geopeft.events import Reporter
+
+SIZE = 600
+BOXES = [("a" if n % 2 else "b", (40 * n, 30, 40 * n + 12, 30 + 4 * (n + 1))) for n in range(14)]
+
+
+@pytest.fixture
+def reader(tmp_path: Path, make_raster: MakeRaster, make_labels: MakeLabels) -> Iterator[ChipReader]:
+    """A raster whose value is its row * 1000 + its column, with boxes of two classes, over several cached blocks."""
+    rows, cols = np.mgrid[0:SIZE, 0:SIZE]
+    raster = make_raster((rows * 1000 + cols).astype(np.float32)[None])
+    corners = [(ORIGIN * (c0, r1), ORIGIN * (c1, r0)) for _, (r0, c0, r1, c1) in BOXES]
+    labels = make_labels([shapely.box(*low, *high) for low, high in corners], [name for name, _ in BOXES])
+    info = describe(str(raster))
+    found = read_labels(str(labels), "class", [info], reporter=Reporter())
+    with ChipReader([info], [select_bands(info, ())], found) as opened:
+        yield opened
+
+
+def test_a_chip_holds_the_pixels_of_its_place(reader: ChipReader) -> None:
+    chip = reader.read(0, 250, 240, 40, 50)
+    assert chip.valid.all()
+    assert chip.values[0, 0, 0] == 250_240
+    assert chip.values[0, -1, -1] == 289_289
+
+
+def test_beyond_the_raster_nothing_is_valid(reader: ChipReader) -> None:
+    chip = reader.read(0, -10, SIZE - 20, 40, 40)
+    assert chip.valid.sum() == 30 * 20
+    assert chip.values[0, 10, 0] == SIZE - 20
+    assert (chip.class_ids[~chip.valid] == IGNORE).all()
+
+
+def test_every_shape_is_a_site_with_its_pixels(reader: ChipReader) -> None:
+    sites = find_sites(reader, max_points=20)
+    assert [site.pixels for site in sorted(sites, key=lambda s: s.points[0, 0])] == [
+        (r1 - r0) * (c1 - c0) for _, (r0, c0, r1, c1) in BOXES
+    ]
+    assert max(len(site.points) for site in sites) == 20
+    for site in sites:
+        for row, col in site.points:
+            assert reader.read(0, row, col, 1, 1).class_ids[0, 0] == site.class_index
+
+
+def test_both_classes_are_drawn_equally_often(reader: ChipReader) -> None:
+    sites = find_sites(reader)
+    few = [site for site in sites if site.class_index == 0][:1] + [site for site in sites if site.class_index == 1]
+    sampler = ChipSampler(reader, few, [], 16, seed=1)
+    seen = np.zeros(2)
+    for _ in range(150):
+        ids = sampler.batch(1)[2]
+        seen[np.unique(ids[ids != IGNORE])] += 1
+    assert seen[0] == pytest.approx(75, abs=20)
+
+
+def test_pixels_of_held_out_places_never_teach(reader: ChipReader) -> None:
+    sites = find_sites(reader)
+    held = [site for site in sites if site.group % 3 == 0]
+    sampler = ChipSampler(reader, sites, [(s.raster_index, s.group) for s in held], 64, seed=0)
+    taught: set[float] = set()
+    for _ in range(60):
+        values, _, ids = sampler.batch(4)
+        taught |= set(values[:, 0][ids != IGNORE].tolist())
+    hidden = {float(row * 1000 + col) for site in held for row, col in site.points}
+    assert taught
+    assert not taught & hidden
+
+
+def test_covering_chips_are_labelled_by_the_sites_alone(reader: ChipReader) -> None:
+    sites = find_sites(reader)
+    chosen = sites[::2]
+    chips = covering_chips(reader, chosen, 32, 1000, seed=0)
+    labelled = sum(int((chip.class_ids != IGNORE).sum()) for chip, _ in chips)
+    assert labelled == sum(site.pixels for site in chosen)
+    assert len(covering_chips(reader, chosen, 32, 3, seed=0)) == 3
+
+
+def test_the_eight_turns_are_the_symmetries_of_the_square() -> None:
+    square = np.arange(9).reshape(1, 3, 3)
+    turned = {turn(square, n).tobytes() for n in range(8)}
+    assert len(turned) == 8
+    assert np.array_equal(turn(square, 0), square)
+    assert all(turn(square, n)[0, 1, 1] == 4 for n in range(8))
+
+
+def sites_on_a_grid(count: int, classes: int, pixels: int = 30) -> list[Site]:
+    return [
+        Site(0, n, n % classes, np.array([[200 * (n // 6), 200 * (n % 6)]], np.int32), pixels) for n in range(count)
+    ]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_about_a_quarter_of_each_class_is_held_out_in_whole_blocks(seed: int) -> None:
+    sites = sites_on_a_grid(36, 3)
+    split = split_by_blocks(sites, 64, seed)
+    assert len(split.training) + len(split.validation) == 36
+    for class_index in range(3):
+        held = sum(site.class_index == class_index for site in split.validation)
+        assert 1 <= held <= 4
+    assert not {s.group for s in split.training} & {s.group for s in split.validation}
+
+
+def test_a_class_with_two_places_keeps_both() -> None:
+    sites = [
+        *sites_on_a_grid(12, 1),
+        Site(0, 90, 1, np.array([[5000, 0]]), 9),
+        Site(0, 91, 1, np.array([[5000, 900]]), 9),
+    ]
+    split = split_by_blocks(sites, 64, 0)
+    assert split.validation
+    assert sum(site.class_index == 1 for site in split.training) == 2
+
+
+def test_places_side_by_side_are_not_parted() -> None:
+    near = [Site(0, n, n % 2, np.array([[10 + n, 10]]), 9) for n in range(8)]
+    split = split_by_blocks(near, 64, 0)
+    assert not split.validation
