@@ -128,24 +128,23 @@ def _units(
     """Statistics of all rasters in the first one's units, what these are, and each raster's way there."""
     parts: list[BandStatistics] = []
     units: list[tuple[np.ndarray, np.ndarray]] = []
-    first: Radiometry | None = None
+    found: list[Radiometry] = []
     for info, own in zip(infos, bands, strict=True):
         statistics = band_statistics(info, [band.index for band in own])
         lacking = lacking_band(info, [band.index for band in own], statistics)
         if lacking:
             reporter.warn(lacking)
         radiometry = assume_radiometry(info, own, statistics, job.radiometry)
-        first = first or radiometry
+        found.append(radiometry)
         scale, offset = np.ones(len(own)), np.zeros(len(own))
         for position, band in enumerate(own):
             if radiometry.for_band(band) == (radiometry.scale, radiometry.offset):
-                scale[position], offset[position] = between(radiometry, first)
+                scale[position], offset[position] = between(radiometry, found[0])
         if (offset != 0).any() or (scale != 1).any():
             reporter.message(f"{Path(info.path).name}: {radiometry.sentence} Brought to the first raster's units.")
         units.append((scale, offset))
         parts.append(_scaled(statistics, scale, offset))
-    assert first is not None
-    return _pooled(parts), first, tuple(units)
+    return _pooled(parts), found[0], tuple(units)
 
 
 def _scaled(statistics: BandStatistics, scale: np.ndarray, offset: np.ndarray) -> BandStatistics:

@@ -51,9 +51,7 @@ class Job(BaseModel):
 
 RastersField: Any = Field(min_length=1, description="rasters that GDAL can read", json_schema_extra=POSITIONAL)
 LabelsField: Any = Field(description="label layer as FILE or FILE:layer, or a label raster")
-ClassField: Any = Field(
-    default="", description="text or integer field with the class; empty: found if there is only one"
-)
+ClassField: Any = Field(default="", description="text or integer field with the class; empty: the only one there is")
 DeviceField: Any = Field(default="auto", description="where to compute")
 WeightsField: Any = Field(default="", description="folder with pretrained weights, searched first")
 JsonField: Any = Field(default="", description="file for the figures, as JSON")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import escape
 
 import numpy as np
 import rasterio
@@ -225,7 +225,7 @@ def _categories(classes: Sequence[ClassInfo]) -> bytes:
     """GDAL's sidecar with the category names, which a GeoTIFF itself cannot hold."""
     names = {c.value: c.name for c in classes}
     rows = "".join(
-        f"      <Category>{escape(names.get(value, 'nodata' if value == 0 else ''))}</Category>\n"
+        f"      <Category>{html.escape(names.get(value, 'nodata' if value == 0 else ''))}</Category>\n"
         for value in range(max(names) + 1)
     )
     return (

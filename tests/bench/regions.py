@@ -1,4 +1,4 @@
-"""Accuracy on unseen regions: the default fit beside a random forest, a frozen backbone, full tuning and no pretraining.
+"""Accuracy on unseen regions: the default fit beside a forest, a frozen backbone, full tuning and no pretraining.
 
     build.py bench regions [--sets NAME,...] [--methods NAME,...] [--seeds N] [--out FOLDER]
 
@@ -260,11 +260,8 @@ def _summary(rows: Sequence[dict[str, Any]], methods: Sequence[str]) -> str:
             memory = np.mean([float(r["peak_memory_mb"]) for r in own])
             cells.append(f"{scores.mean():.1f} ± {scores.std():.1f} ({seconds:.0f} s, {memory:.0f} MB)")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return (
-        "mIoU % on the unseen region, mean ± sd over seeds (seconds and peak memory of the fit)\n\n"
-        + "\n".join(lines)
-        + "\n"
-    )
+    title = "mIoU % on the unseen region, mean ± sd over seeds (seconds and peak memory of the fit)"
+    return "\n".join([title, "", *lines, ""])
 
 
 if __name__ == "__main__":

@@ -77,10 +77,10 @@ def field_boxes(offset: int = 0) -> list[tuple[str, tuple[int, int, int, int]]]:
     return result
 
 
-def run(job: dict[str, Any]) -> dict[str, Any]:
+def run(job: dict[str, Any], reporter: Reporter | None = None) -> dict[str, Any]:
     parsed = parse(job)
     module = {"fit": fit, "predict": predict, "evaluate": evaluate, "export": export}[job["job"]]
-    outputs: dict[str, Any] = module.run(parsed, Reporter())
+    outputs: dict[str, Any] = module.run(parsed, reporter or Reporter())
     return outputs
 
 
@@ -171,7 +171,7 @@ def test_polygons_carry_class_area_and_confidence(mapped: dict[str, Any]) -> Non
 def test_evaluate_agrees_with_the_map(scene: Path, mapped: dict[str, Any]) -> None:
     write_labels(scene / "other.gpkg", field_boxes(offset=8))
     outputs = run({"job": "evaluate", "model": str(scene / "model.geopeft"), "rasters": [str(scene / "scene.tif")],
-                   "labels": str(scene / "other.gpkg"), "json_file": str(scene / "e.json"), "device": "cpu"})  # fmt: skip
+                   "labels": str(scene / "other.gpkg"), "json_file": str(scene / "e.json")})  # fmt: skip
     matrix = np.array(outputs["figures"]["confusion_matrix"])
     with rasterio.open(mapped["class_raster"]) as result:
         pixels = result.read(1)
@@ -294,9 +294,9 @@ def test_float_reflectance_of_the_same_scene_gives_the_same_map(
 
 
 def test_a_failed_raster_does_not_stop_the_rest_and_names_do_not_collide(scene: Path, tmp_path: Path) -> None:
-    for name in ("x", "y"):
-        (tmp_path / name).mkdir()
-        write_raster(tmp_path / name / "same.tif", world()[0][:, :100, :100])
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+        write_raster(tmp_path / folder / "same.tif", world()[0][:, :100, :100])
     (tmp_path / "broken.tif").write_bytes(b"no raster")
     rasters = [tmp_path / "x/same.tif", tmp_path / "broken.tif", tmp_path / "y/same.tif"]
     outputs = run({"job": "predict", "model": str(scene / "model.geopeft"), "rasters": [str(p) for p in rasters],
@@ -314,10 +314,10 @@ def test_a_cancel_leaves_nothing(scene: Path, tmp_path: Path) -> None:
     job = {"job": "predict", "model": str(scene / "model.geopeft"), "rasters": [str(scene / "scene.tif")],
            "out": str(tmp_path / "map.tif"), "confidence": True, "device": "cpu"}  # fmt: skip
     with pytest.raises(Canceled):
-        predict.run(parse(job), Stop())
+        run(job, Stop())
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(Canceled):
-        fit.run(parse(fit_job(scene, out=str(tmp_path / "m.geopeft"))), Stop())
+        run(fit_job(scene, out=str(tmp_path / "m.geopeft")), Stop())
     assert list(tmp_path.iterdir()) == []
 
 

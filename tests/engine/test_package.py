@@ -50,10 +50,12 @@ def saved(tmp_path: Path) -> Path:
     return path
 
 
-def rewrite(path: Path, change: Callable[[dict[str, bytes]], dict[str, bytes]], **options: int) -> None:
+def rewrite(
+    path: Path, change: Callable[[dict[str, bytes]], dict[str, bytes]], compression: int = zipfile.ZIP_STORED
+) -> None:
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
-    with zipfile.ZipFile(path, "w", **options) as archive:
+    with zipfile.ZipFile(path, "w", compression) as archive:
         for name, body in change(members).items():
             archive.writestr(name, body)
 

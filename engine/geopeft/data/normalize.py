@@ -196,12 +196,8 @@ def _from_landsat_coding(evidence: _Evidence) -> Radiometry | None:
     else:
         return None
     scale, offset, what = coding
-    return Radiometry(
-        "reflectance",
-        scale,
-        offset,
-        f"Reflectance = value * {_plain(scale)}{_signed(offset)}: the raster looks like {what}.",
-    )
+    formula = f"Reflectance = value * {_plain(scale)}{_signed(offset)}"
+    return Radiometry("reflectance", scale, offset, f"{formula}: the raster looks like {what}.")
 
 
 def _from_values(evidence: _Evidence) -> Radiometry | None:

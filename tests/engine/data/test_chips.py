@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 import shapely
-from conftest import ORIGIN, MakeLabels, MakeRaster
 from geopeft.data.bands import select_bands
 from geopeft.data.chips import ChipReader, ChipSampler, Site, covering_chips, find_sites, turn
 from geopeft.data.labels import IGNORE, read_labels
@@ -16,16 +16,18 @@ from geopeft.data.raster import describe
 from geopeft.data.split import split_by_blocks
 from geopeft.events import Reporter
 
+Make = Callable[..., Path]
 SIZE = 600
 BOXES = [("a" if n % 2 else "b", (40 * n, 30, 40 * n + 12, 30 + 4 * (n + 1))) for n in range(14)]
 
 
 @pytest.fixture
-def reader(tmp_path: Path, make_raster: MakeRaster, make_labels: MakeLabels) -> Iterator[ChipReader]:
+def reader(tmp_path: Path, make_raster: Make, make_labels: Make) -> Iterator[ChipReader]:
     """A raster whose value is its row * 1000 + its column, with boxes of two classes, over several cached blocks."""
     rows, cols = np.mgrid[0:SIZE, 0:SIZE]
     raster = make_raster((rows * 1000 + cols).astype(np.float32)[None])
-    corners = [(ORIGIN * (c0, r1), ORIGIN * (c1, r0)) for _, (r0, c0, r1, c1) in BOXES]
+    with rasterio.open(raster) as opened_raster:
+        corners = [(opened_raster.xy(r1, c0, "ul"), opened_raster.xy(r0, c1, "ul")) for _, (r0, c0, r1, c1) in BOXES]
     labels = make_labels([shapely.box(*low, *high) for low, high in corners], [name for name, _ in BOXES])
     info = describe(str(raster))
     found = read_labels(str(labels), "class", [info], reporter=Reporter())
@@ -117,11 +119,8 @@ def test_about_a_quarter_of_each_class_is_held_out_in_whole_blocks(seed: int) ->
 
 
 def test_a_class_with_two_places_keeps_both() -> None:
-    sites = [
-        *sites_on_a_grid(12, 1),
-        Site(0, 90, 1, np.array([[5000, 0]]), 9),
-        Site(0, 91, 1, np.array([[5000, 900]]), 9),
-    ]
+    two = [Site(0, 90 + n, 1, np.array([[5000, 900 * n]]), 9) for n in range(2)]
+    sites = [*sites_on_a_grid(12, 1), *two]
     split = split_by_blocks(sites, 64, 0)
     assert split.validation
     assert sum(site.class_index == 1 for site in split.training) == 2
