@@ -33,6 +33,8 @@ from geopeft.training import BATCH, Trainer
 from geopeft.writing import check_target, write_bytes
 
 MAX_VALIDATION_CHIPS = 64
+# A band that has no data on this part of the pixels where all others have it is left out.
+MAY_LACK = 0.05
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def run(job: FitJob, reporter: Reporter) -> dict[str, Any]:
 def prepare(job: FitJob, reporter: Reporter) -> Prepared:
     """Reads what is there and decides bands, radiometry, backbone and classes, saying each in a message."""
     infos = tuple(describe(path) for path in job.rasters)
-    chosen = select_bands(infos[0], job.bands)
+    chosen = select_bands(infos[0], job.bands) if job.bands else _whole_bands(infos[0], reporter)
     bands = (chosen, *(resolve_bands(info, chosen, job.bands) for info in infos[1:]))
     labels = _labels(job, job.labels, infos, job.classes, reporter)
     statistics, radiometry, units = _units(job, infos, bands, reporter)
@@ -122,6 +124,19 @@ def _labels(
     )
 
 
+def _whole_bands(info: RasterInfo, reporter: Reporter) -> tuple[Band, ...]:
+    """All data bands but those that alone lack data on many pixels: a pixel is used where all bands have data."""
+    bands = info.bands
+    indexes = [band.index for band in bands]
+    statistics = band_statistics(info, indexes)
+    sentence = lacking_band(info, indexes, statistics, MAY_LACK)
+    kept = tuple(b for b, part in zip(bands, statistics.missing_alone, strict=True) if part < MAY_LACK)
+    if not sentence or len(kept) < 2:
+        return bands
+    reporter.warn(f"{sentence} It is left out, so that those pixels can be mapped; name it with --bands to use it.")
+    return kept
+
+
 def _units(
     job: FitJob, infos: Sequence[RasterInfo], bands: Sequence[Sequence[Band]], reporter: Reporter
 ) -> tuple[BandStatistics, Radiometry, tuple[tuple[np.ndarray, np.ndarray], ...]]:
@@ -131,9 +146,6 @@ def _units(
     found: list[Radiometry] = []
     for info, own in zip(infos, bands, strict=True):
         statistics = band_statistics(info, [band.index for band in own])
-        lacking = lacking_band(info, [band.index for band in own], statistics)
-        if lacking:
-            reporter.warn(lacking)
         radiometry = assume_radiometry(info, own, statistics, job.radiometry)
         found.append(radiometry)
         scale, offset = np.ones(len(own)), np.zeros(len(own))
@@ -190,8 +202,8 @@ def _train(
 
 
 def _default_steps(places: int) -> int:
-    """From 120 steps for a handful of labelled places to 300 for a hundred and more."""
-    return int(min(300, 120 + 1.8 * places))
+    """From 120 steps for a handful of labelled places to 220 for a hundred and more."""
+    return int(min(220, 120 + places))
 
 
 def _check_sites(sites: Sequence[Site], names: Sequence[str]) -> None:

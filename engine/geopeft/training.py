@@ -46,6 +46,8 @@ class Trainer:
     ) -> None:
         self._model, self._sampler, self._validation, self._reporter = model, sampler, validation, reporter
         self._device = next(model.parameters()).device
+        # Convolutions and the norms over channels both read the channels of a pixel side by side.
+        model.to(memory_format=torch.channels_last)
         self._half = multiplies_bfloat16(self._device)
         self._fill = fill_values(model.spec.bands)
         self._average = {name: tensor.clone() for name, tensor in self._trained().items()}

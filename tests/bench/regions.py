@@ -195,46 +195,66 @@ def _engine(*arguments: str) -> str:
 
 
 def _forest(training: Region, unseen: Region, background: str, seed: int) -> dict[str, Any]:
+    """A random forest on the bands, units and labels that `fit` would take."""
+    from geopeft.events import Reporter
+    from geopeft.fit import prepare
+    from geopeft.job import FitJob
     from geopeft.objective import confusion, figures
     from sklearn.ensemble import RandomForestClassifier
 
     start = time.monotonic()
-    x, y, names = _pixels(training, background, 4000, seed)
-    forest = RandomForestClassifier(150, n_jobs=-1, random_state=seed).fit(x, y)
+    fields = {"rasters": training.rasters, "labels": training.labels, "class_field": "class", "background": background}
+    prepared = prepare(FitJob(out="unused", backbone="scratch_unet", adapter="full", **fields), Reporter())
+    names = [c.name for c in prepared.labels.classes]
+    x, y = _pixels(prepared.infos, prepared.bands, prepared.labels, prepared.units)
+    rng = np.random.default_rng(seed)
+    groups = [np.flatnonzero(y == c) for c in np.unique(y)]
+    kept = np.concatenate([rng.choice(own, min(4000, len(own)), replace=False) for own in groups])
+    forest = RandomForestClassifier(150, n_jobs=-1, random_state=seed).fit(x[kept], y[kept])
     seconds = time.monotonic() - start
-    x2, y2, names2 = _pixels(unseen, background, 0, seed)
-    to_training = np.array([names.index(n) if n in names else 255 for n in names2])
-    truth = to_training[y2]
+    x, y = _unseen_pixels(unseen, background, prepared, names)
     # No blocks here: the interval of the forest is not needed, only its figure.
-    result = figures([confusion(truth.astype(np.uint8), forest.predict(x2), len(names))], names)
+    result = figures([confusion(y, forest.predict(x), len(names))], names)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return result | {"seconds": round(seconds, 2), "peak_memory_mb": round(peak, 1)}
 
 
-def _pixels(region: Region, background: str, most: int, seed: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Raw bands (n, C) and classes (n,) of the labelled pixels; at most `most` a class, 0 for all."""
-    from geopeft.data.bands import select_bands
-    from geopeft.data.chips import ChipReader
+def _unseen_pixels(
+    unseen: Region, background: str, prepared: Any, names: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels of the unseen region with the class numbers of the training region; 255 for other classes."""
+    from geopeft.data.bands import resolve_bands
     from geopeft.data.labels import read_labels
-    from geopeft.data.raster import describe
+    from geopeft.data.normalize import assume_radiometry, between
+    from geopeft.data.raster import band_statistics, describe
     from geopeft.events import Reporter
 
-    infos = [describe(path) for path in region.rasters]
-    labels = read_labels(region.labels, "class", infos, background=background, reporter=Reporter())
+    infos = [describe(path) for path in unseen.rasters]
+    bands = [resolve_bands(info, prepared.bands[0]) for info in infos]
+    labels = read_labels(unseen.labels, "class", infos, background=background, minimum_classes=1, reporter=Reporter())
+    units = []
+    for info, own in zip(infos, bands, strict=True):
+        now = assume_radiometry(info, own, band_statistics(info, [band.index for band in own]))
+        same = [now.for_band(band) == (now.scale, now.offset) for band in own]
+        scale, offset = between(now, prepared.radiometry)
+        units.append((np.where(same, scale, 1.0), np.where(same, offset, 0.0)))
+    x, y = _pixels(infos, bands, labels, units)
+    table = np.array([names.index(c.name) if c.name in names else 255 for c in labels.classes], np.uint8)
+    return x, table[y]
+
+
+def _pixels(infos: Any, bands: Any, labels: Any, units: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Bands (n, C) and class numbers (n,) of all labelled pixels."""
+    from geopeft.data.chips import ChipReader
+
     values, classes = [], []
-    with ChipReader(infos, [select_bands(info, ()) for info in infos], labels) as reader:
+    with ChipReader(infos, bands, labels, units) as reader:
         for index in range(len(infos)):
             for _, _, block in reader.labelled_blocks(index):
                 known = block.class_ids != 255
                 values.append(block.values[:, known].T)
                 classes.append(block.class_ids[known])
-    x, y = np.concatenate(values), np.concatenate(classes)
-    if most:
-        rng = np.random.default_rng(seed)
-        kept = [np.flatnonzero(y == c) for c in np.unique(y)]
-        chosen = np.concatenate([rng.choice(own, min(most, len(own)), replace=False) for own in kept])
-        x, y = x[chosen], y[chosen]
-    return x, y, [c.name for c in labels.classes]
+    return np.concatenate(values), np.concatenate(classes)
 
 
 def _save(table: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -28,7 +28,7 @@ class Chip:
         values: (C, h, w) float32 in raster units, 0 where not valid.
         valid: (h, w) bool.
         class_ids: (h, w) uint8, 255 where unlabelled or not valid.
-        shape_ids: (h, w) int32, the label shape that a pixel lies in, -1 for none.
+        shape_ids: (h, w) int32, the label shape that a pixel lies in, -1 for none and for shapes that are cut.
     """
 
     values: np.ndarray
@@ -62,6 +62,7 @@ class ChipReader:
             self._stack.enter_context(open_raster(info, indexes))
             for info, indexes in zip(self.infos, self._bands, strict=True)
         ]
+        self._cut = _large_shapes(labels, len(self.infos))
         self._blocks: OrderedDict[tuple[int, int, int], Chip] = OrderedDict()
         self._bytes = 0
 
@@ -102,6 +103,7 @@ class ChipReader:
             scale, offset = self._units[raster_index]
             values = np.where(valid, values * scale[:, None, None] + offset[:, None, None], 0).astype(np.float32)
         class_ids, shape_ids = self.labels.burn(raster_index, window)
+        shape_ids = np.where(np.isin(shape_ids, self._cut), -1, shape_ids)
         class_ids = np.where(valid, class_ids, IGNORE).astype(np.uint8)
         block = Chip(values, valid, class_ids, np.where(class_ids != IGNORE, shape_ids, -1).astype(np.int32))
         self._blocks[key] = block
@@ -138,6 +140,20 @@ def _copy_overlap(block: Chip, block_row: int, block_col: int, chip: Chip, row: 
 
 def _size(block: Chip) -> int:
     return block.values.nbytes + block.valid.nbytes + block.class_ids.nbytes + block.shape_ids.nbytes
+
+
+def _large_shapes(labels: Labels, rasters: int) -> np.ndarray:
+    """Numbers of the shapes that span more than a quarter of the labels' extent, and 128 px: held out whole, one of
+    them would take all that a class has, so they are cut into squares instead."""
+    sides = np.zeros(rasters)
+    for index in range(rasters):
+        row0, col0, row1, col1 = labels.extent_px(index)
+        sides[index] = max(row1 - row0, col1 - col0)
+    spans = [
+        max(shape.bounds_px[2] - shape.bounds_px[0], shape.bounds_px[3] - shape.bounds_px[1]) for shape in labels.shapes
+    ]
+    least = [max(2 * SQUARE_PX, sides[shape.raster_index] / 4) for shape in labels.shapes]
+    return np.flatnonzero(np.array(spans) > np.array(least))
 
 
 def groups_of(chip: Chip, row: int, col: int) -> np.ndarray:

@@ -302,10 +302,7 @@ def lacking_band(info: RasterInfo, indexes: Sequence[int], stats: BandStatistics
     ]
     if not lacking:
         return ""
-    return (
-        f"{info.path}: band {', '.join(lacking)} lacks data on part of the pixels where all other bands have it; "
-        "those pixels are neither learned from nor mapped. Leave the band out with --bands to use them."
-    )
+    return f"{info.path}: band {', '.join(lacking)} lacks data on part of the pixels where all other bands have it."
 
 
 def printable(path: str) -> str:

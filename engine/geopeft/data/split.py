@@ -10,6 +10,8 @@ import numpy as np
 from geopeft.data.chips import Site
 
 VALIDATION_SHARE = 0.25
+# A class may give up to this part of its labels, so that a block that one class needs is not refused by another.
+MOST_HELD_OUT = 0.4
 _MAX_BLOCKS_PER_SIDE = 8
 
 
@@ -23,39 +25,34 @@ class Split:
 
 
 def split_by_blocks(sites: Sequence[Site], chip_size_px: int, seed: int, enough: int = 3) -> Split:
-    """Holds out whole blocks of the ground with about a quarter of each class's shapes.
+    """Holds out whole blocks of the ground with about a quarter of each class's labels.
 
-    The ground is cut into squares at least one chip wide and at most an eighth of the labels' extent, a shape belongs
-    to the square of its centre and is never cut. Squares are drawn one after another; one is held out while every
-    class in it still needs validation and keeps at least two thirds of its shapes for training. A class with fewer
-    than `enough` shapes is not validated: it needs all of them to be learned.
+    The ground is cut into squares at least one chip wide and at most an eighth of the labels' extent; a place belongs
+    to the square of its centre and is never cut. A place counts by the root of its pixels. Squares are drawn one after
+    another; one is held out while a class in it still needs validation and no class in it loses more than 40 % of its
+    labels. A class with fewer than `enough` places is not validated: it needs all of them to be learned.
 
     Args:
         sites: all labelled places.
         chip_size_px: side of a chip.
         seed: of the drawing.
-        enough: shapes that a class needs before one is held out.
+        enough: places that a class needs before one is held out.
     """
     blocks = _blocks(sites, chip_size_px)
-    totals: dict[int, int] = {}
-    for site in sites:
-        totals[site.class_index] = totals.get(site.class_index, 0) + 1
-    wanted = {c: round(n * VALIDATION_SHARE) if n >= enough else 0 for c, n in totals.items()}
-    wanted = {c: max(1, n) if totals[c] >= enough else 0 for c, n in wanted.items()}
-    limit = {c: max(wanted[c], totals[c] // 3) if wanted[c] else 0 for c in totals}
-    held = dict.fromkeys(totals, 0)
-    chosen: set[tuple[int, int, int]] = set()
+    classes = max(site.class_index for site in sites) + 1
+    places = np.bincount([site.class_index for site in sites], minlength=classes)
     keys = sorted(set(blocks))
+    weights = np.zeros((len(keys), classes))
+    for site, block in zip(sites, blocks, strict=True):
+        weights[keys.index(block), site.class_index] += np.sqrt(site.pixels)
+    totals = np.where(places >= enough, weights.sum(0), 0.0)
+    held = np.zeros(classes)
+    chosen: set[tuple[int, int, int]] = set()
     for index in np.random.default_rng(seed).permutation(len(keys)):
-        counts: dict[int, int] = {}
-        for site, block in zip(sites, blocks, strict=True):
-            if block == keys[index]:
-                counts[site.class_index] = counts.get(site.class_index, 0) + 1
-        useful = any(held[c] < wanted[c] for c in counts)
-        if useful and all(held[c] + n <= limit[c] for c, n in counts.items()):
+        useful = ((held < VALIDATION_SHARE * totals) & (weights[index] > 0)).any()
+        if useful and (held + weights[index] <= MOST_HELD_OUT * totals).all():
             chosen.add(keys[index])
-            for c, n in counts.items():
-                held[c] += n
+            held += weights[index]
     training = tuple(site for site, block in zip(sites, blocks, strict=True) if block not in chosen)
     validation = tuple(site for site, block in zip(sites, blocks, strict=True) if block in chosen)
     held_out = f"{len(validation)} of {len(sites)} labelled places, in {len(chosen)} blocks,"
