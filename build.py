@@ -317,7 +317,7 @@ def command_test(arguments: argparse.Namespace) -> int:
     if qgis:
         with stage("plugin tests", seconds):
             more = {"QT_QPA_PLATFORM": "offscreen", "GEOPEFT_ENGINE_PYTHON": python}
-            failed += pytest("plugin", qgis, ["tests/plugin", *chosen], more)
+            failed += pytest("plugin", qgis, ["tests/plugin", "tests/contract/test_algorithm_jobs.py", *chosen], more)
     elif os.environ.get("CI"):
         failed.append("plugin tests (QGIS is missing)")
     for name, spent in seconds.items():

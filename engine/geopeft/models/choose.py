@@ -134,14 +134,15 @@ def input_bands(
         card_band = by_index.get(band.index)
         backbone: dict[str, Any] = {}
         if card_band is not None:
-            factor = 10_000.0 if unit == "reflectance" else 1.0
-            m, s = (card_band.mean / factor, card_band.std / factor) if same_unit else (mean, std)
-            # zscore: (x - m) / s; mean2std: (x - (m - 2 s)) / (4 s) = (x - m) / (4 s) + 1/2
-            wide, shift = (4.0, 0.5) if card.normalize == "mean2std" else (1.0, 0.0)
+            # The value in the card's unit is canonical * a + b, and the card says how that is normalised.
+            a, b = (10_000.0, 0.0) if unit == "reflectance" else (1.0, 0.0)
+            if not same_unit:
+                a, b = card_band.std / std, card_band.mean - card_band.std * mean / std
+            times, plus = card.normalization(card_band.name)
             backbone = {
                 "backbone_band": card_band.name,
-                "backbone_scale": 1 / (wide * s),
-                "backbone_offset": shift - m / (wide * s),
+                "backbone_scale": a * times,
+                "backbone_offset": b * times + plus,
             }
         result.append(
             InputBand(

@@ -1,0 +1,117 @@
+"""Which backbone is taken for which raster, and the constants that bring its bands there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from geopeft.data.bands import Band
+from geopeft.data.normalize import Radiometry
+from geopeft.data.raster import BandStatistics
+from geopeft.errors import BandError, JobError, RasterError
+from geopeft.events import Reporter
+from geopeft.models.backbones import BACKBONES
+from geopeft.models.choose import choose_backbone, input_bands, match_or_refuse, resample_factor
+
+ROLES = ("blue", "green", "red", "nir", "swir16", "swir22")
+SIX = tuple(Band(n, role, None, role) for n, role in enumerate(ROLES, 1))
+RGB = tuple(Band(n, role, None, role) for n, role in enumerate(("red", "green", "blue"), 1))
+UNKNOWN = tuple(Band(n, f"Band {n}") for n in (1, 2, 3))
+
+
+def choose(bands: tuple[Band, ...], gsd_m: float, weights_dir: Path, name: str = "auto") -> tuple[str, str]:
+    card, sentence = choose_backbone(name, bands, gsd_m, str(weights_dir), Reporter())
+    return card.name, sentence
+
+
+@pytest.fixture(autouse=True)
+def no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that this user has downloaded must not decide."""
+    monkeypatch.setenv("GEOPEFT_HOME", str(tmp_path / "home"))
+
+
+def test_a_multispectral_satellite_gets_galileo_where_its_weights_are(shared: Path) -> None:
+    name, sentence = choose(SIX, 10, shared / "weights")
+    assert name == "galileo_nano"
+    assert "6 spectral bands at 10 m" in sentence
+
+
+def test_without_weights_and_network_auto_falls_back_and_says_so(tmp_path: Path) -> None:
+    name, sentence = choose(SIX, 10, tmp_path)
+    assert name == "tf_efficientnet_lite0"
+    assert "galileo_nano" in sentence
+
+
+@pytest.mark.parametrize(("bands", "gsd_m"), [(RGB, 0.1), (RGB, 30), (SIX, 0.6)])
+def test_pictures_and_fine_pixels_get_a_network_for_pictures(
+    shared: Path, bands: tuple[Band, ...], gsd_m: float
+) -> None:
+    assert choose(bands, gsd_m, shared / "weights")[0] == "tf_efficientnet_lite0"
+
+
+def test_bands_that_nobody_knows_get_the_network_without_pretraining(tmp_path: Path) -> None:
+    assert choose(UNKNOWN, 10, tmp_path)[0] == "scratch_unet"
+
+
+def test_an_unknown_backbone_answers_with_the_nearest_name(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match="galileo_nanoo") as caught:
+        choose(SIX, 10, tmp_path, "galileo_nanoo")
+    assert "'galileo_nano'" in caught.value.hint
+
+
+def test_bands_that_cannot_be_told_are_asked_for() -> None:
+    card = BACKBONES["tf_efficientnet_lite0"]
+    with pytest.raises(BandError, match="Band 1") as caught:
+        match_or_refuse(card, UNKNOWN, ordered=False)
+    assert "--bands" in caught.value.hint
+    found = match_or_refuse(card, UNKNOWN[::-1], ordered=True)
+    assert {name: band.index for name, band in found.items()} == {"red": 3, "green": 2, "blue": 1}
+
+
+@pytest.mark.parametrize(("gsd_m", "factor"), [(10, 1), (30, 1), (2.5, 0.5), (80, 2)])
+def test_pixels_outside_the_range_are_resampled_to_its_nearer_end(gsd_m: float, factor: float) -> None:
+    assert resample_factor(BACKBONES["galileo_nano"], gsd_m)[0] == pytest.approx(factor)
+
+
+@pytest.mark.parametrize("gsd_m", [0.1, 1.2, 200])
+def test_pixels_far_outside_the_range_are_refused_with_advice(gsd_m: float) -> None:
+    with pytest.raises(RasterError) as caught:
+        resample_factor(BACKBONES["galileo_nano"], gsd_m)
+    assert caught.value.code == "RASTER_PIXEL_SIZE"
+    assert "tf_efficientnet_lite0" in caught.value.hint
+
+
+def statistics(mean: float, std: float, count: int) -> BandStatistics:
+    full = np.full(count, 1.0)
+    return BandStatistics(full * mean, full * std, full * 0, full * mean * 2, full, full * 0)
+
+
+@pytest.mark.parametrize("name", ["galileo_nano", "tf_efficientnet_lite0"])
+def test_the_cards_mean_reaches_the_backbone_as_its_normalised_mean(name: str) -> None:
+    """Whatever the raster's units, a pixel at the card's mean must come out where the card's mean does."""
+    card = BACKBONES[name]
+    matched = match_or_refuse(card, RGB, ordered=False)
+    unit = "reflectance" if card.unit == "reflectance10000" else "display"
+    stored = Radiometry(unit, 0.5, -0.1, "")  # type: ignore[arg-type]
+    bands, sentence = input_bands(card, matched, RGB, statistics(1, 1, 3), stored)
+    assert sentence == ""
+    for band in bands:
+        own = next(b for b in card.bands if b.name == band.backbone_band)
+        scale, offset = card.normalization(own.name)
+        factor = 10_000 if unit == "reflectance" else 1
+        raster_value = (own.mean / factor - band.offset) / band.scale
+        canonical = raster_value * band.scale + band.offset
+        assert canonical * band.backbone_scale + band.backbone_offset == pytest.approx(
+            own.mean * scale + offset, abs=1e-5
+        )
+
+
+def test_values_of_another_kind_are_matched_by_the_rasters_own_statistics() -> None:
+    card = BACKBONES["galileo_nano"]
+    matched = match_or_refuse(card, SIX, ordered=False)
+    bands, sentence = input_bands(card, matched, SIX, statistics(90, 20, 6), Radiometry("display", 1 / 255, 0, ""))
+    assert "matched" in sentence
+    for value, expected in ((90, 0.5), (130, 1.0), (50, 0.0)):
+        canonical = value * bands[0].scale + bands[0].offset
+        assert canonical * bands[0].backbone_scale + bands[0].backbone_offset == pytest.approx(expected)
