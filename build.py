@@ -33,7 +33,7 @@ SCHEMA = ROOT / "resources" / "schema" / "job.json"
 # What the plugin's folder holds, in a zip and in a profile: the entries of geopeft_qgis/ and these beside them.
 PLUGIN_PARTS = ("metadata.txt", "LICENSE", ".bandit", "resources", "engine")
 NOT_SHIPPED = re.compile(
-    r"(^|/)(__pycache__|tests|build|dist|[^/]*\.egg-info|\.(?!bandit$)[^/]*)(/|$)|\.(pyc|aux\.xml|gpkg-\w+)$"
+    r"(^|/)(__pycache__|tests|build|dist|results|[^/]*\.egg-info|\.(?!bandit$)[^/]*)(/|$)|\.(pyc|aux\.xml|gpkg-\w+)$"
 )
 MAX_ZIP_BYTES = 25_000_000  # the plugin store's limit
 MAX_FILE_BYTES = 8_000_000

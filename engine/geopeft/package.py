@@ -90,7 +90,7 @@ class Package:
 
 def write(path: Path, manifest: Manifest, weights: dict[str, np.ndarray]) -> None:
     """Writes a package whole; OutputError where that is not possible."""
-    body = safetensors_numpy.save({name: np.ascontiguousarray(array) for name, array in sorted(weights.items())})
+    body = safetensors_numpy.save({name: np.asarray(array, order="C") for name, array in sorted(weights.items())})
     manifest = manifest.model_copy(update={"sha256": {WEIGHTS: hashlib.sha256(body).hexdigest()}})
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:

@@ -241,6 +241,22 @@ def test_a_repeated_fit_gives_the_same_package(scene: Path, tmp_path: Path) -> N
     assert digests[0] == digests[1]
 
 
+@pytest.mark.parametrize("adapter", ["frozen", "lora", "full"])
+def test_every_adapter_of_a_pretrained_network_goes_through_a_package(
+    scene: Path, tmp_path: Path, adapter: str
+) -> None:
+    path = tmp_path / "m.geopeft"
+    run(fit_job(scene, backbone="tf_efficientnet_lite0", adapter=adapter, steps=2, out=str(path)))
+    runtime = Runtime.open(path, "cpu", "", Reporter())
+    values = world()[0][None, :, :64, :64].astype(np.float32)
+    probabilities = runtime.probabilities(values, np.ones((1, 64, 64), bool))
+    assert probabilities.sum(1) == pytest.approx(1, abs=1e-5)
+    assert runtime.manifest.base_weights.licence == "Apache-2.0"
+    counts = runtime.manifest.hyperparameters
+    trained, total = counts["backbone_trainable"], counts["backbone_total"]
+    assert {"frozen": trained == 0, "lora": 0 < trained < total / 2, "full": trained == total}[adapter]
+
+
 def test_peak_memory_does_not_grow_with_the_height(scene: Path, tmp_path: Path) -> None:
     peaks = []
     for rows in (2_000, 20_000):

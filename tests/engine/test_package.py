@@ -13,7 +13,11 @@ from geopeft import package
 from geopeft.errors import PackageError
 from geopeft.models.spec import InputBand, ModelSpec
 
-WEIGHTS = {"decoder.w": np.arange(12, dtype=np.float32).reshape(3, 4), "head.b": np.ones(2, np.float32)}
+WEIGHTS = {
+    "decoder.w": np.arange(12, dtype=np.float32).reshape(3, 4),
+    "head.b": np.ones(2, np.float32),
+    "adapter.count": np.array(7),  # without a dimension, as the counters of batch normalisation are
+}
 
 
 def manifest() -> package.Manifest:
@@ -63,8 +67,8 @@ def rewrite(
 def test_a_package_reads_back_as_written(saved: Path) -> None:
     opened = package.read(saved)
     assert opened.manifest.model_copy(update={"sha256": {}}) == manifest()
-    assert {name: array.tolist() for name, array in opened.weights.items()} == {
-        name: array.tolist() for name, array in WEIGHTS.items()
+    assert {name: (array.shape, array.tolist()) for name, array in opened.weights.items()} == {
+        name: (array.shape, array.tolist()) for name, array in WEIGHTS.items()
     }
 
 
