@@ -112,9 +112,7 @@ def _device_of(job: AnyJob) -> str:
     name = getattr(job, "device", "cpu")
     if name != "auto":
         return str(name)
-    from geopeft.runtime import choose_device
-
-    return choose_device(name).type
+    return str(importlib.import_module("geopeft.runtime").choose_device(name).type)
 
 
 def _execute_file(path: Path, events: IO[str]) -> int:

@@ -198,7 +198,7 @@ def _train(
         steps = trainer.train(job.steps or _default_steps(len(training)), deadline)
     metrics = trainer.figures(names, job.seed)
     how = {"steps": steps, "best_step": trainer.best_step, "batch": BATCH, "chip_size_px": size, "rank": job.rank}
-    return metrics | ({"split": split} if metrics else {}), how
+    return metrics | {"split": split if validation else "no labels held out"}, how
 
 
 def _default_steps(places: int) -> int:

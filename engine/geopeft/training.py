@@ -82,10 +82,8 @@ class Trainer:
         return step
 
     def figures(self, class_names: Sequence[str], seed: int) -> dict[str, Any]:
-        """Accuracy on the held-out places with the model's present weights; empty where there are none."""
-        if not self._validation:
-            return {}
-        return figures(self._score()[1], class_names, seed)
+        """Accuracy on the held-out places with the model's present weights; every figure is None where there are none."""
+        return figures(self._score()[1] if self._validation else [], class_names, seed)
 
     def _step(self, optimizer: torch.optim.Optimizer) -> float:
         self._model.train()

@@ -204,7 +204,8 @@ def _forest(training: Region, unseen: Region, background: str, seed: int) -> dic
 
     start = time.monotonic()
     fields = {"rasters": training.rasters, "labels": training.labels, "class_field": "class", "background": background}
-    prepared = prepare(FitJob(out="unused", backbone="scratch_unet", adapter="full", **fields), Reporter())
+    job = FitJob.model_validate({**fields, "out": "unused", "backbone": "scratch_unet", "adapter": "full"})
+    prepared = prepare(job, Reporter())
     names = [c.name for c in prepared.labels.classes]
     x, y = _pixels(prepared.infos, prepared.bands, prepared.labels, prepared.units)
     rng = np.random.default_rng(seed)

@@ -241,6 +241,16 @@ def test_a_repeated_fit_gives_the_same_package(scene: Path, tmp_path: Path) -> N
     assert digests[0] == digests[1]
 
 
+def test_too_few_labels_give_a_model_but_no_accuracy(scene: Path, tmp_path: Path) -> None:
+    write_labels(tmp_path / "few.gpkg", field_boxes()[:4])
+    reporter = Reporter()
+    job = fit_job(scene, labels=str(tmp_path / "few.gpkg"), out=str(tmp_path / "m.geopeft"), steps=2)
+    figures = run(job, reporter)["figures"]
+    assert figures["miou"] == {"value": None, "low": None, "high": None}
+    assert [text for text in reporter.messages if "too few labels" in text]
+    assert (tmp_path / "m.geopeft").exists()
+
+
 @pytest.mark.parametrize("adapter", ["frozen", "lora", "full"])
 def test_every_adapter_of_a_pretrained_network_goes_through_a_package(
     scene: Path, tmp_path: Path, adapter: str
