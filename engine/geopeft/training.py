@@ -82,7 +82,7 @@ class Trainer:
         return step
 
     def figures(self, class_names: Sequence[str], seed: int) -> dict[str, Any]:
-        """Accuracy on the held-out places with the model's present weights; every figure is None where there are none."""
+        """Accuracy on the held-out places with the present weights; every figure is None where there are none."""
         return figures(self._score()[1] if self._validation else [], class_names, seed)
 
     def _step(self, optimizer: torch.optim.Optimizer) -> float:
