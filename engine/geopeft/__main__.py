@@ -28,7 +28,7 @@ JOBS = {
     "evaluate": "geopeft.evaluate",
     "export": "geopeft.export",
     "inspect": "geopeft.package",
-    "models": "geopeft.models.registry",
+    "models": "geopeft.models.catalogue",
     "probe": "geopeft.probe",
     "schema": "geopeft.schema",
 }

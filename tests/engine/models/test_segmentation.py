@@ -275,7 +275,7 @@ def parameters(module: nn.Module) -> int:
 
 def test_listing_imports_neither_torch_nor_peft() -> None:
     code = (
-        "import sys; from geopeft.models.registry import run; from geopeft.job import ModelsJob;"
+        "import sys; from geopeft.models.catalogue import run; from geopeft.job import ModelsJob;"
         "from geopeft.events import Reporter; rows = run(ModelsJob(), Reporter())['backbones'];"
         "assert len(rows) >= 6, rows; assert not {'torch', 'peft', 'timm'} & set(sys.modules)"
     )
