@@ -1,6 +1,7 @@
 """A result at its final name is whole, or the old one or none is there."""
 
 import errno
+import logging
 import os
 import subprocess
 from collections.abc import Iterator
@@ -61,6 +62,13 @@ def test_a_raster_that_reads_back_differently_is_not_published(tmp_path: Path, m
 
     with pytest.raises(OutputError), writing.whole_raster(tmp_path / "a.tif", damage, **PROFILE) as write:
         write(np.zeros((600, 500), np.uint8), Window(0, 0, 500, 600))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_that_gdal_signals_without_raising_is_not_published(tmp_path: Path) -> None:
+    with pytest.raises(OutputError), writing.whole_raster(tmp_path / "a.tif", **PROFILE) as write:
+        write(np.zeros((600, 500), np.uint8), Window(0, 0, 500, 600))
+        logging.getLogger("rasterio._err").info("GDAL signalled an error: err_no=3, msg='write error'")
     assert list(tmp_path.iterdir()) == []
 
 

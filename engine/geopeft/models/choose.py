@@ -156,5 +156,7 @@ def input_bands(
                 **backbone,
             )
         )
-    sentence = "" if same_unit or not matched else f"The values are no {unit}: matched to the backbone by statistics."
+    what = "reflectances" if unit == "reflectance" else "8-bit brightness"
+    matching = f"The backbone expects {what}; the raster's values are brought there by their mean and deviation."
+    sentence = "" if same_unit or not matched else matching
     return tuple(result), sentence

@@ -111,7 +111,7 @@ def test_values_of_another_kind_are_matched_by_the_rasters_own_statistics() -> N
     card = BACKBONES["galileo_nano"]
     matched = match_or_refuse(card, SIX, ordered=False)
     bands, sentence = input_bands(card, matched, SIX, statistics(90, 20, 6), Radiometry("display", 1 / 255, 0, ""))
-    assert "matched" in sentence
+    assert "expects reflectances" in sentence
     for value, expected in ((90, 0.5), (130, 1.0), (50, 0.0)):
         canonical = value * bands[0].scale + bands[0].offset
         assert canonical * bands[0].backbone_scale + bands[0].backbone_offset == pytest.approx(expected)
