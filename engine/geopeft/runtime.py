@@ -142,14 +142,22 @@ class Runtime:
                 own_scale, own_offset = now.for_band(band)
                 scale[position] = own_scale / trained.scale
                 offset[position] = (own_offset - trained.offset) / trained.scale
+        if info.dtype == self.manifest.dtype and (scale != 1).any():
+            # One data type and two scales: one of them was guessed from the values. The likelier is the nearer.
+            if self._distances(statistics.mean).mean() < self._distances(statistics.mean * scale + offset).mean():
+                scale, offset = np.ones_like(scale), np.zeros_like(offset)
         if (scale != 1).any() or (offset != 0).any():
             reporter.message(f"{now.sentence} Brought to the units the model was trained on.")
         self._warn_of_range(info, bands, statistics.mean * scale + offset, reporter)
         return scale, offset
 
+    def _distances(self, mean: np.ndarray) -> np.ndarray:
+        """How far bands' means (C,) lie from those of the training rasters, in their standard deviations."""
+        trained = self.manifest.spec.bands
+        return np.array([abs(m * b.scale + b.offset - b.mean) / b.std for m, b in zip(mean, trained, strict=True)])
+
     def _warn_of_range(self, info: RasterInfo, bands: Sequence[Band], mean: np.ndarray, reporter: Reporter) -> None:
-        for band, model_band, value in zip(bands, self.manifest.spec.bands, mean, strict=True):
-            distance = abs(value * model_band.scale + model_band.offset - model_band.mean) / model_band.std
+        for band, distance in zip(bands, self._distances(mean), strict=True):
             if distance > 4:
                 reporter.warn(
                     f"Band {band.name} of {Path(info.path).name} lies far from what the model was trained on "

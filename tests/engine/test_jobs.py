@@ -319,6 +319,21 @@ def test_float_reflectance_of_the_same_scene_gives_the_same_map(
         assert (mine.read(1) == map_.read(1)).mean() > 0.999
 
 
+def test_a_guessed_scale_does_not_change_values_of_the_same_kind(
+    scene: Path, mapped: dict[str, Any], tmp_path: Path
+) -> None:
+    """A scale tag that puts the very same numbers far from the training rasters is not believed."""
+    with rasterio.open(scene / "scene.tif") as source:
+        values = source.read()
+    path = write_raster(tmp_path / "tagged.tif", values, nodata=0)
+    with rasterio.open(path, "r+") as raster:
+        raster.scales = (0.00002,) * 4
+    outputs = run({"job": "predict", "model": str(scene / "model.geopeft"), "rasters": [str(path)],
+                   "out": str(tmp_path / "t.tif"), "device": "cpu"})  # fmt: skip
+    with rasterio.open(outputs["rasters"][0]["class_raster"]) as mine, rasterio.open(mapped["class_raster"]) as map_:
+        assert (mine.read(1) == map_.read(1)).all()
+
+
 def test_a_failed_raster_does_not_stop_the_rest_and_names_do_not_collide(scene: Path, tmp_path: Path) -> None:
     for folder in ("x", "y"):
         (tmp_path / folder).mkdir()
