@@ -312,7 +312,7 @@ def command_test(arguments: argparse.Namespace) -> int:
     failed = [] if arguments.no_check else check(seconds)
     chosen = ["-m", "not slow"] if arguments.fast else []
     with stage("engine tests", seconds):
-        paths = ["tests/engine", "tests/contract", "tests/test_architecture.py", "tests/test_build.py"]
+        paths = ["tests/engine", "tests/contract", *sorted(str(path) for path in Path("tests").glob("test_*.py"))]
         failed += pytest("engine", python, [*paths, *chosen], {})
     if qgis:
         with stage("plugin tests", seconds):
@@ -452,7 +452,7 @@ def show_figures(figures: dict[str, Any], seconds: dict[str, float]) -> None:
 
 
 def command_bench(arguments: argparse.Namespace) -> int:
-    scripts = {path.stem: path for path in sorted((ROOT / "tests" / "bench").glob("[!_]*.py"))}
+    scripts = {path.stem.replace("_", "-"): path for path in sorted((ROOT / "tests" / "bench").glob("[!_]*.py"))}
     if arguments.name not in scripts:
         raise Failure(f"There is no bench {arguments.name!r}; there are: {', '.join(scripts) or 'none yet'}.")
     python = engine_python()

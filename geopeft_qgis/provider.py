@@ -10,8 +10,9 @@ from .algorithms.evaluate import EvaluateAlgorithm
 from .algorithms.export import ExportAlgorithm
 from .algorithms.fit import FitAlgorithm
 from .algorithms.predict import PredictAlgorithm
+from .algorithms.pretrain import PretrainAlgorithm
 
-ALGORITHMS = (FitAlgorithm, PredictAlgorithm, EvaluateAlgorithm, ExportAlgorithm)
+ALGORITHMS = (FitAlgorithm, PredictAlgorithm, EvaluateAlgorithm, ExportAlgorithm, PretrainAlgorithm)
 
 
 class GeopeftProvider(QgsProcessingProvider):

@@ -24,6 +24,7 @@ from geopeft.job import JOB_TYPES, AnyJob, Job, load, parse
 # The module that runs each job: `run(job, reporter) -> outputs`.
 JOBS = {
     "fit": "geopeft.fit",
+    "pretrain": "geopeft.pretrain",
     "predict": "geopeft.predict",
     "evaluate": "geopeft.evaluate",
     "export": "geopeft.export",

@@ -24,7 +24,7 @@ from geopeft.writing import write_bytes
 def run(job: EvaluateJob, reporter: Reporter) -> dict[str, Any]:
     """Runs an evaluate job: maps the windows that hold labels exactly as predict does, and compares."""
     start = time.monotonic()
-    runtime = Runtime.open(Path(job.model), job.device, job.weights_dir, reporter)
+    runtime = Runtime.open(Path(job.model), job.device, job.weights_dir, reporter, job.part)
     infos = [describe(path) for path in job.rasters]
     labels = read_labels(
         job.labels,

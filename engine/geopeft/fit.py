@@ -16,23 +16,32 @@ import torch
 
 from geopeft import __version__, package
 from geopeft.data.bands import Band, resolve_bands, select_bands
-from geopeft.data.chips import ChipReader, ChipSampler, Site, covering_chips, find_sites
-from geopeft.data.labels import Labels, read_labels
+from geopeft.classical import Classical, fit_classical, fit_texture, gather_pixels
+from geopeft.data.chips import Chip, ChipReader, ChipSampler, Site, covering_chips, find_sites, groups_of
+from geopeft.data.labels import IGNORE, Labels, read_labels
 from geopeft.data.normalize import Radiometry, assume_radiometry, between
 from geopeft.data.raster import BandStatistics, RasterInfo, band_statistics, describe, lacking_band, still_same
 from geopeft.data.split import split_by_blocks
-from geopeft.errors import LabelError
+from geopeft.errors import JobError, LabelError
 from geopeft.events import Reporter
 from geopeft.job import ClassStyle, FitJob
 from geopeft.models import SegmentationModel, build, describe_parameters
 from geopeft.models.choose import choose_backbone, input_bands, match_or_refuse, resample_factor
 from geopeft.models.registry import BackboneCard
 from geopeft.models.spec import ModelSpec
-from geopeft.runtime import choose_device, peak_memory_mb
-from geopeft.training import BATCH, Trainer
+from geopeft.models.texture import FINE_GSD_M
+from geopeft.objective import confusion, figures, fit_blend, softmax
+from geopeft.runtime import PROJECTION, choose_device, fill_invalid, fill_values, peak_memory_mb
+from geopeft.training import BATCH, FINISH_SHARE, Trainer
 from geopeft.writing import check_target, write_bytes
 
 MAX_VALIDATION_CHIPS = 64
+# The network's share of the blend before any held-out label has spoken.
+NETWORK_PRIOR = 0.5
+_BLEND_PIXELS = 2000
+# Held-out places a class needs before their loss says which step was best.
+TRUSTED_PLACES = 3
+TEACH = True
 # A band that has no data on this part of the pixels where all others have it is left out.
 MAY_LACK = 0.05
 
@@ -56,15 +65,19 @@ def run(job: FitJob, reporter: Reporter) -> dict[str, Any]:
     out = _package_path(job.out)
     prepared = prepare(job, reporter)
     torch.manual_seed(job.seed)
-    model = build(prepared.spec, None, weights_dir=job.weights_dir, reporter=reporter).to(choose_device(job.device))
+    model = build(
+        prepared.spec, None, weights_dir=job.weights_dir, reporter=reporter, pretrained=not job.from_scratch
+    ).to(choose_device(job.device))
     counts = describe_parameters(model)
     reporter.message(f"{counts['trainable']:,} of {counts['total']:,} parameters are trained.")
-    metrics, training = _train(job, prepared, model, start, reporter)
+    fitted = _train(job, prepared, model, start, reporter)
     for info in prepared.infos:
         still_same(info)
-    metrics |= {"seconds": round(time.monotonic() - start, 2), "peak_memory_mb": peak_memory_mb()}
-    manifest = _manifest(job, prepared, model, metrics, training | counts, reporter)
-    package.write(out, manifest, {name: tensor.numpy() for name, tensor in model.trainable_state().items()})
+    metrics = fitted.metrics | {"seconds": round(time.monotonic() - start, 2), "peak_memory_mb": peak_memory_mb()}
+    manifest = _manifest(job, prepared, model, metrics, fitted, counts, reporter)
+    weights = {name: tensor.numpy() for name, tensor in model.trainable_state().items()}
+    weights[PROJECTION] = fitted.classical.texture.projection.flatten(1).numpy()
+    package.write(out, manifest, weights, fitted.classical.model)
     outputs: dict[str, Any] = {"model": str(out), "figures": metrics}
     if job.json_file:
         write_bytes(Path(job.json_file), json.dumps(metrics, indent=1).encode())
@@ -98,6 +111,10 @@ def prepare(job: FitJob, reporter: Reporter) -> Prepared:
         rank=job.rank,
         chip_size_px=card.chip_size_px,
     )
+    if job.from_scratch and spec.adapter != "full":
+        raise JobError(
+            "A backbone from random values has to be trained whole.", "Choose the adapter 'full'.", "ADAPTER_UNSUITABLE"
+        )
     if spec.adapter != job.adapter:
         reporter.warn(f"{card.title} cannot be tuned by '{job.adapter}': '{spec.adapter}' is used.")
     return Prepared(infos, bands, labels, card, spec, radiometry, units)
@@ -169,36 +186,130 @@ def _scaled(statistics: BandStatistics, scale: np.ndarray, offset: np.ndarray) -
     )
 
 
-def _train(
-    job: FitJob, prepared: Prepared, model: SegmentationModel, start: float, reporter: Reporter
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Trains the model in place; returns the validation figures and how it was trained."""
-    size = prepared.spec.chip_size_px
-    names = [c.name for c in prepared.labels.classes]
+@dataclass(frozen=True)
+class Fitted:
+    """What training gave beside the model itself.
+
+    Args:
+        metrics: figures on the held-out labels.
+        how: how it was trained.
+        classical, blend: the classical part, and how it is blended with the network.
+    """
+
+    metrics: dict[str, Any]
+    how: dict[str, Any]
+    classical: Classical
+    blend: package.Blend
+
+
+def _train(job: FitJob, prepared: Prepared, model: SegmentationModel, start: float, reporter: Reporter) -> Fitted:
+    """Trains the model in place, fits the classical part beside it, and finds how to blend them."""
+    spec, names = prepared.spec, [c.name for c in prepared.labels.classes]
+    size, fill = spec.chip_size_px, fill_values(spec.bands)
     with ChipReader(prepared.infos, prepared.bands, prepared.labels, prepared.units) as reader:
         sites = find_sites(reader, seed=job.seed)
         _check_sites(sites, names)
-        if job.validation_labels:
-            styles = [ClassStyle(value=c.value, name=c.name, color=c.color) for c in prepared.labels.classes]
-            given = _labels(job, job.validation_labels, prepared.infos, styles, reporter, minimum_classes=1)
-            with ChipReader(prepared.infos, prepared.bands, given, prepared.units) as other:
-                held_sites = find_sites(other, seed=job.seed)
-                validation = covering_chips(other, held_sites, size, MAX_VALIDATION_CHIPS, job.seed)
-            training, held, split = sites, [], "the validation labels given"
-        else:
-            parts = split_by_blocks(sites, size, job.seed)
-            reporter.message(parts.sentence)
-            validation = covering_chips(reader, parts.validation, size, MAX_VALIDATION_CHIPS, job.seed)
-            training, held = list(parts.training), [(site.raster_index, site.group) for site in parts.validation]
-            split = "blocks of the labels held out; they also stopped the training"
-        if not validation:
-            reporter.warn("There are too few labels to hold any out: no accuracy is given. Label more places.")
-        trainer = Trainer(model, ChipSampler(reader, training, held, size, job.seed), validation, reporter)
-        deadline = start + job.max_minutes * 60 if job.max_minutes else math.inf
-        steps = trainer.train(job.steps or _default_steps(len(training)), deadline)
-    metrics = trainer.figures(names, job.seed)
-    how = {"steps": steps, "best_step": trainer.best_step, "batch": BATCH, "chip_size_px": size, "rank": job.rank}
-    return metrics | {"split": split if validation else "no labels held out"}, how
+        held = _hold_out(job, prepared, reader, sites, reporter)
+        texture = fit_texture(reader, sites, spec.bands, spec.gsd_m, fill, job.seed)
+        pixels = gather_pixels(reader, sites, texture, fill, len(names), job.seed)
+        model_bytes = fit_classical(pixels.of(held.taught), len(names), len(spec.bands), job.seed)
+        classical = Classical(texture, model_bytes, len(names))
+        sampler = ChipSampler(reader, [sites[i] for i in held.taught], held.withheld, size, job.seed)
+        # In coarse imagery most classes are a matter of spectrum, where the classical map helps a network; in fine
+        # imagery shape decides, and it holds one back.
+        teacher = classical if spec.gsd_m >= FINE_GSD_M and TEACH else None
+        trainer = Trainer(model, sampler, held.chips, reporter, teacher, held.places >= TRUSTED_PLACES * len(names))
+        budget = job.max_minutes * 60 if job.max_minutes else math.inf
+        steps = job.steps or _default_steps(len(held.taught))
+        # What is held out teaches in the end, unless the user keeps it apart.
+        last = trainer.finishing_steps(steps) if held.withheld else 0
+        done = trainer.train(steps, last, start + budget * (1 - FINISH_SHARE / 2 if last else 1))
+        blend, metrics = _blend(trainer, classical, held, names, job.seed)
+        if last:
+            classical = Classical(texture, fit_classical(pixels, len(names), len(spec.bands), job.seed), len(names))
+            trainer.teacher = classical if teacher else None
+            trainer.finish(ChipSampler(reader, sites, [], size, job.seed), last, steps, start + budget)
+    how = {"steps": done, "best_step": trainer.best_step, "finishing_steps": last, "batch": BATCH}
+    how |= {"chip_size_px": size, "rank": job.rank}
+    return Fitted(metrics | {"split": held.sentence}, how, classical, blend)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Which places teach, and which tell how well it went.
+
+    Args:
+        taught: positions of the teaching places in the list of all.
+        withheld: (raster index, group) of the places whose pixels must not teach.
+        chips: the validation chips with their places.
+        places: how many labelled places they hold.
+        sentence: how the labels were split, for the report.
+    """
+
+    taught: np.ndarray
+    withheld: list[tuple[int, int]]
+    chips: list[tuple[Chip, tuple[int, int, int]]]
+    places: int
+    sentence: str
+
+
+def _hold_out(
+    job: FitJob, prepared: Prepared, reader: ChipReader, sites: Sequence[Site], reporter: Reporter
+) -> HeldOut:
+    size = prepared.spec.chip_size_px
+    if job.validation_labels:
+        styles = [ClassStyle(value=c.value, name=c.name, color=c.color) for c in prepared.labels.classes]
+        given = _labels(job, job.validation_labels, prepared.infos, styles, reporter, minimum_classes=1)
+        with ChipReader(prepared.infos, prepared.bands, given, prepared.units) as other:
+            other_sites = find_sites(other, seed=job.seed)
+            chips = covering_chips(other, other_sites, size, MAX_VALIDATION_CHIPS, job.seed)
+        held = HeldOut(np.arange(len(sites)), [], chips, len(other_sites), "the validation labels given")
+    else:
+        parts = split_by_blocks(sites, size, job.seed)
+        reporter.message(parts.sentence)
+        chips = covering_chips(reader, parts.validation, size, MAX_VALIDATION_CHIPS, job.seed)
+        withheld = {(site.raster_index, site.group) for site in parts.validation}
+        taught = [i for i, site in enumerate(sites) if (site.raster_index, site.group) not in withheld]
+        sentence = "blocks of the labels held out; they also stopped the training and set the blend, then taught too"
+        held = HeldOut(np.array(taught), sorted(withheld), chips, len(parts.validation), sentence)
+    if not held.chips:
+        reporter.warn("There are too few labels to hold any out: no accuracy is given. Label more places.")
+        return replace(held, sentence="no labels held out")
+    return held
+
+
+def _blend(
+    trainer: Trainer, classical: Classical, held: HeldOut, names: Sequence[str], seed: int
+) -> tuple[package.Blend, dict[str, Any]]:
+    """How to blend, and the figures of the blend and of its parts on the held-out places."""
+    fill, rng = fill_values(trainer.model.spec.bands), np.random.default_rng(seed)
+    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    samples: list[tuple[np.ndarray, ...]] = []
+    for chip, (raster, row, col), logits in trainer.held_out():
+        raw = torch.from_numpy(fill_invalid(chip.values[None], chip.valid[None], fill))
+        rows, cols = np.nonzero(chip.class_ids != IGNORE)
+        truth = chip.class_ids[rows, cols].astype(np.int64)
+        own, other = logits[:, rows, cols].T, classical.probabilities(raw)[0][:, rows, cols].T
+        found.append((truth, own, other))
+        places = groups_of(chip, row, col)[rows, cols] + raster * 10**13
+        some = rng.permutation(len(rows))[:_BLEND_PIXELS]
+        samples.append((own[some], other[some], truth[some], places[some]))
+    blend = package.Blend(network=NETWORK_PRIOR, temperature=1.5)
+    if any(len(sample[2]) for sample in samples):
+        own, other, truth, places = (np.concatenate(parts) for parts in zip(*samples, strict=True))
+        share, temperature = fit_blend(own, other, truth, places, NETWORK_PRIOR)
+        blend = package.Blend(network=round(share, 4), temperature=temperature)
+    matrices: dict[str, list[np.ndarray]] = {"": [], "network": [], "classical": []}
+    for truth, own, other in found:
+        soft = softmax(own / blend.temperature)
+        mixed = blend.network * soft + (1 - blend.network) * other
+        for part, scores in (("", mixed), ("network", own), ("classical", other)):
+            matrices[part].append(confusion(truth, scores.argmax(1), len(names)))
+    metrics = figures(matrices[""], names, seed)
+    metrics["parts"] = {
+        part: figures(matrices[part], names, seed)["miou"]["value"] for part in ("network", "classical")
+    }
+    return blend, metrics
 
 
 def _default_steps(places: int) -> int:
@@ -251,7 +362,8 @@ def _manifest(
     prepared: Prepared,
     model: SegmentationModel,
     metrics: dict[str, Any],
-    training: dict[str, Any],
+    fitted: Fitted,
+    counts: dict[str, int],
     reporter: Reporter,
 ) -> package.Manifest:
     classes = tuple(
@@ -277,6 +389,8 @@ def _manifest(
         dtype=prepared.infos[0].dtype,
         assumptions=tuple(reporter.messages),
         metrics=metrics,
-        hyperparameters=training,
+        hyperparameters=fitted.how | counts,
+        classical=fitted.classical.texture.spec,
+        blend=fitted.blend,
         seed=job.seed,
     )

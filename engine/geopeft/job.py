@@ -76,6 +76,7 @@ class FitJob(Job):
     backbone: str = Field(default="auto", description="name of a backbone; auto chooses by bands and pixel size")
     adapter: str = Field(default="lora", description="how the backbone is tuned")
     decoder: str = Field(default="unet", description="how features become a map")
+    from_scratch: bool = Field(default=False, description="start the backbone from random values; needs adapter full")
     bands: tuple[str, ...] = BandsField
     radiometry: Radiometry = RadiometryField
     background: str = BackgroundField
@@ -91,6 +92,35 @@ class FitJob(Job):
     json_file: str = JsonField
 
     help: ClassVar[str] = "fine-tune a backbone on labels and write a model package"
+
+
+class PretrainJob(Job):
+    """Adapt a backbone to unlabelled rasters: hidden pixels are rebuilt, and a teacher's features followed."""
+
+    job: Literal["pretrain"] = "pretrain"
+    rasters: tuple[str, ...] = RastersField
+    out: str = Field(description="backbone to write, NAME.safetensors")
+    backbone: str = Field(default="geopeft_small", description="name of a backbone, or a file that pretrain wrote")
+    start: str = Field(
+        default="published",
+        description="what to start from: published (its own weights), nothing (random values), or the name of a "
+        "backbone whose weights it can take over",
+    )
+    adapter: Literal["full", "lora"] = Field(default="full", description="all of the backbone is trained, or LoRA only")
+    teacher: tuple[str, ...] = Field(
+        default=(), description="backbones to follow, beside the one that is started from where it is pretrained"
+    )
+    bands: tuple[str, ...] = Field(default=(), description="bands to use, by name or number, where a raster has them")
+    radiometry: Radiometry = RadiometryField
+    rank: int = Field(default=16, ge=1, le=256, description="rank of LoRA")
+    steps: int = Field(default=2000, ge=1, description="training steps at most")
+    max_minutes: float = Field(default=0.0, ge=0, description="time budget in minutes over all runs; 0: none")
+    seed: int = Field(default=0, ge=0, le=2**31 - 1, description="seed of everything random")
+    device: Device = DeviceField
+    weights_dir: str = WeightsField
+    json_file: str = JsonField
+
+    help: ClassVar[str] = "adapt a backbone to unlabelled rasters"
 
 
 class PredictJob(Job):
@@ -126,6 +156,10 @@ class EvaluateJob(Job):
     device: Device = DeviceField
     weights_dir: str = WeightsField
     json_file: str = JsonField
+
+    part: Literal["", "network", "classical"] = Field(
+        default="", description="score one part of the model alone; empty: the blend that predict uses"
+    )
 
     help: ClassVar[str] = "score a model package on labels"
 
@@ -176,10 +210,10 @@ class SchemaJob(Job):
     help: ClassVar[str] = "give the JSON Schema of the jobs"
 
 
-AnyJob = FitJob | PredictJob | EvaluateJob | ExportJob | InspectJob | ModelsJob | ProbeJob | SchemaJob
+AnyJob = FitJob | PretrainJob | PredictJob | EvaluateJob | ExportJob | InspectJob | ModelsJob | ProbeJob | SchemaJob
 JOB_TYPES: dict[str, type[Job]] = {
     kind.model_fields["job"].default: kind
-    for kind in (FitJob, PredictJob, EvaluateJob, ExportJob, InspectJob, ModelsJob, ProbeJob, SchemaJob)
+    for kind in (FitJob, PretrainJob, PredictJob, EvaluateJob, ExportJob, InspectJob, ModelsJob, ProbeJob, SchemaJob)
 }
 _adapter: TypeAdapter[AnyJob] = TypeAdapter(Annotated[AnyJob, Field(discriminator="job")])
 

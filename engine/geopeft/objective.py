@@ -13,6 +13,9 @@ import torch.nn.functional as F
 from geopeft.data.labels import IGNORE
 
 _RESAMPLES = 1000
+_PRIOR_PLACES = 4.0
+_USUAL_TEMPERATURE = 1.5
+_TEMPERATURES = (0.8, 1.0, 1.25, 1.5, 2.0, 2.5, 3.5)
 
 
 def balanced_cross_entropy(logits: torch.Tensor, class_ids: torch.Tensor, class_weights: torch.Tensor) -> torch.Tensor:
@@ -29,6 +32,50 @@ def balanced_cross_entropy(logits: torch.Tensor, class_ids: torch.Tensor, class_
     loss = F.cross_entropy(logits, class_ids, weight=class_weights, ignore_index=IGNORE, reduction="sum")
     known = class_ids[class_ids != IGNORE]
     return loss / class_weights[known].sum().clamp_min(1e-6)
+
+
+def fit_blend(
+    logits: np.ndarray, classical: np.ndarray, truth: np.ndarray, places: np.ndarray, network_prior: float
+) -> tuple[float, float]:
+    """The network's share in the blend and its temperature, from pixels that taught neither part.
+
+    The most likely pair under a prior: every labelled place counts once, every class the same, and the prior counts as
+    much as a few places, so that few labels move it little. A linear pool of two forecasts (Stone 1961) with
+    temperature scaling (Guo et al. 2017) of one.
+
+    Args:
+        logits: (n, K) of the network.
+        classical: (n, K) probabilities of the classical part.
+        truth: (n,) class numbers.
+        places: (n,) which labelled place a pixel belongs to.
+        network_prior: share of the network that is likely before any label was looked at.
+
+    Returns:
+        (share, temperature).
+    """
+    _, place = np.unique(places, return_inverse=True)
+    weight = 1 / np.bincount(place)[place]
+    by_class = np.bincount(truth, weight)
+    weight = weight / by_class[truth] * (by_class.sum() / np.count_nonzero(by_class))
+    rows = np.arange(len(truth))
+    of_classical = np.maximum(classical[rows, truth], 1e-6)
+    best, found = -math.inf, (network_prior, _USUAL_TEMPERATURE)
+    for temperature in _TEMPERATURES:
+        of_network = softmax(logits / temperature)[rows, truth]
+        for share in np.linspace(0.02, 0.98, 33):
+            fit = float((weight * np.log(share * of_network + (1 - share) * of_classical)).sum())
+            fit += _PRIOR_PLACES * (network_prior * math.log(share) + (1 - network_prior) * math.log(1 - share))
+            fit -= _PRIOR_PLACES * math.log(temperature / _USUAL_TEMPERATURE) ** 2
+            if fit > best:
+                best, found = fit, (float(share), float(temperature))
+    return found
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities (n, K) of logits (n, K)."""
+    exponentials = np.exp(logits - logits.max(1, keepdims=True))
+    result: np.ndarray = exponentials / exponentials.sum(1, keepdims=True)
+    return result
 
 
 def confusion(truth: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:

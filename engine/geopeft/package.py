@@ -2,6 +2,7 @@
 
 manifest.json         what the model is, what it expects, how good it is (Manifest)
 weights.safetensors   adapter, decoder and head
+forest.onnx           the classical part, where one is blended with the network
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from safetensors import numpy as safetensors_numpy
 from geopeft.errors import PackageError
 from geopeft.events import Reporter
 from geopeft.job import InspectJob, Radiometry
-from geopeft.models.spec import ModelSpec
+from geopeft.models.spec import ModelSpec, TextureSpec
 from geopeft.writing import check_target, write_bytes
 
-SCHEMA_VERSION = 1
-MANIFEST, WEIGHTS = "manifest.json", "weights.safetensors"
-_LIMITS = {MANIFEST: 4 << 20, WEIGHTS: 8 << 30}
+SCHEMA_VERSION = 2
+MANIFEST, WEIGHTS, FOREST = "manifest.json", "weights.safetensors", "forest.onnx"
+_LIMITS = {MANIFEST: 4 << 20, WEIGHTS: 8 << 30, FOREST: 64 << 20}
 _MAX_HEADER_BYTES = 1 << 20
 _MAX_TENSORS = 4096
 _EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -57,6 +58,15 @@ class BaseWeights(BaseModel):
     paper: str = ""
 
 
+class Blend(BaseModel):
+    """How network and classical part make one map: network * softmax(logits / temperature) + (1 - network) * classical."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    network: float = Field(default=1.0, ge=0, le=1)
+    temperature: float = Field(default=1.0, gt=0.01, le=100)
+
+
 class Manifest(BaseModel):
     """What a package says of itself. Field names follow the STAC MLM extension where it has one."""
 
@@ -69,6 +79,8 @@ class Manifest(BaseModel):
     spec: ModelSpec
     classes: tuple[ClassInfo, ...] = Field(min_length=2)
     base_weights: BaseWeights
+    classical: TextureSpec | None = Field(default=None, description="features of the classical part; null: none")
+    blend: Blend = Blend()
     radiometry: str = Field(description="what the training rasters' values are: reflectance, display or unknown")
     radiometry_rule: Radiometry = Field(default="auto", description="how that was found, or what the user said")
     dtype: str
@@ -81,34 +93,42 @@ class Manifest(BaseModel):
 
 @dataclass(frozen=True)
 class Package:
-    """An opened package: manifest, and weights as name -> array."""
+    """An opened package: manifest, weights as name -> array, and the classical part as ONNX (empty: none)."""
 
     path: Path
     manifest: Manifest
     weights: dict[str, np.ndarray]
+    forest: bytes = b""
 
 
-def write(path: Path, manifest: Manifest, weights: dict[str, np.ndarray]) -> None:
+def write(path: Path, manifest: Manifest, weights: dict[str, np.ndarray], forest: bytes = b"") -> None:
     """Writes a package whole; OutputError where that is not possible."""
     body = safetensors_numpy.save({name: np.asarray(array, order="C") for name, array in sorted(weights.items())})
-    manifest = manifest.model_copy(update={"sha256": {WEIGHTS: hashlib.sha256(body).hexdigest()}})
+    members = {WEIGHTS: body} | ({FOREST: forest} if forest else {})
+    checksums = {name: hashlib.sha256(data).hexdigest() for name, data in members.items()}
+    manifest = manifest.model_copy(update={"sha256": checksums})
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         text = json.dumps(manifest.model_dump(mode="json"), indent=1, ensure_ascii=False)
         archive.writestr(zipfile.ZipInfo(MANIFEST, _EPOCH), text.encode())
-        archive.writestr(zipfile.ZipInfo(WEIGHTS, _EPOCH), body)
-    data = buffer.getvalue()
-    check_target(path, len(data))
-    write_bytes(path, data)
+        for name, data in members.items():
+            archive.writestr(zipfile.ZipInfo(name, _EPOCH), data)
+    whole = buffer.getvalue()
+    check_target(path, len(whole))
+    write_bytes(path, whole)
 
 
 def read(path: Path) -> Package:
     """Opens a package and checks it throughout; PackageError in one sentence where anything is not as it should be."""
     members = _members(path)
     manifest = _manifest(path, members[MANIFEST])
-    if hashlib.sha256(members[WEIGHTS]).hexdigest() != manifest.sha256.get(WEIGHTS):
-        raise _broken(path, "its weights are not the ones that were saved")
-    return Package(path, manifest, _tensors(path, members[WEIGHTS]))
+    for name, what in ((WEIGHTS, "weights are not the ones"), (FOREST, "forest is not the one")):
+        found = hashlib.sha256(members[name]).hexdigest() if name in members else None
+        if found != manifest.sha256.get(name):
+            raise _broken(path, f"its {what} that were saved")
+    if (FOREST in members) != (manifest.classical is not None):
+        raise _broken(path, "its forest is missing or is not spoken of")
+    return Package(path, manifest, _tensors(path, members[WEIGHTS]), members.get(FOREST, b""))
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -127,7 +147,7 @@ def _members(path: Path, only: str = "") -> dict[str, bytes]:
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
             names = [info.filename for info in infos]
-            if sorted(names) != sorted(_LIMITS):
+            if sorted(names) not in (sorted(_LIMITS), sorted(_LIMITS.keys() - {FOREST})):
                 raise _broken(path, f"it holds {', '.join(sorted(names)[:5]) or 'nothing'}")
             for info in infos:
                 if info.file_size > _LIMITS[info.filename] or info.compress_type != zipfile.ZIP_STORED:

@@ -12,6 +12,7 @@ import torch
 from rasterio.windows import Window
 
 from geopeft import package
+from geopeft.classical import Classical
 from geopeft.data.bands import Band, resolve_bands
 from geopeft.data.normalize import assume_radiometry
 from geopeft.data.raster import RasterInfo, band_statistics, open_raster
@@ -19,8 +20,11 @@ from geopeft.errors import DeviceError, PackageError, RasterError
 from geopeft.events import Reporter
 from geopeft.models import SegmentationModel, build
 from geopeft.models.spec import InputBand
+from geopeft.models.texture import Texture
 
 BATCH = 4
+# The one tensor of a package that belongs to its classical part.
+PROJECTION = "classical.projection"
 
 
 def choose_device(name: str) -> torch.device:
@@ -69,19 +73,38 @@ class Strip:
 
 
 class Runtime:
-    """A model package, opened for prediction: adapters merged, evaluation mode."""
+    """A model package, opened for prediction: adapters merged, evaluation mode.
 
-    def __init__(self, manifest: package.Manifest, model: SegmentationModel, device: torch.device) -> None:
+    Args:
+        classical: the classical part, where the package has one.
+        part: "network" or "classical" for one part alone, "" for the blend of the package.
+    """
+
+    def __init__(
+        self,
+        manifest: package.Manifest,
+        model: SegmentationModel,
+        device: torch.device,
+        classical: Classical | None = None,
+        part: str = "",
+    ) -> None:
         self.manifest = manifest
         self.model = model.eval().to(device)
         self.device = device
+        self.classical = classical
+        if classical is not None:
+            classical.texture.to(device)
+        self.network_share = {"": manifest.blend.network, "network": 1.0, "classical": 0.0}[part]
+        if self.network_share < 1 and classical is None:
+            raise PackageError("This model package has no classical part.", "Use the network.", "PACKAGE_NO_CLASSICAL")
         self._fill = fill_values(manifest.spec.bands)
 
     @classmethod
-    def open(cls, path: Path, device: str, weights_dir: str, reporter: Reporter) -> Runtime:
+    def open(cls, path: Path, device: str, weights_dir: str, reporter: Reporter, part: str = "") -> Runtime:
         """Reads and builds a package; PackageError or WeightsError where that is not possible."""
         opened = package.read(path)
         state = {name: torch.from_numpy(array) for name, array in opened.weights.items()}
+        classical = _open_classical(opened, state.pop(PROJECTION, None))
         model = build(
             opened.manifest.spec,
             state,
@@ -90,7 +113,7 @@ class Runtime:
             merged=True,
             weights_sha256=opened.manifest.base_weights.sha256,
         )
-        return cls(opened.manifest, model, choose_device(device))
+        return cls(opened.manifest, model, choose_device(device), classical, part)
 
     @property
     def window_px(self) -> int:
@@ -99,14 +122,21 @@ class Runtime:
 
     @property
     def overlap_px(self) -> int:
-        """Pixels shared by neighbouring windows."""
-        return self.window_px // 4
+        """Pixels shared by neighbouring windows; their outer quarter is further than a texture reaches."""
+        reach = self.classical.texture.radius_px if self.classical is not None else 0
+        return min(max(self.window_px // 4, 4 * reach), self.window_px // 2)
 
     def probabilities(self, values: np.ndarray, valid: np.ndarray) -> np.ndarray:
         """(B, K, h, w) float32 from raster values (B, C, h, w) and their valid masks (B, h, w)."""
         raw = torch.from_numpy(fill_invalid(values, valid, self._fill)).to(self.device)
-        with torch.inference_mode():
-            result: np.ndarray = self.model(raw).float().softmax(1).cpu().numpy()
+        share, result = self.network_share, np.zeros(0)
+        if share > 0:
+            with torch.inference_mode():
+                logits = self.model(raw).float()
+                result = (logits / self.manifest.blend.temperature).softmax(1).cpu().numpy()
+        if share < 1 and self.classical is not None:
+            other = self.classical.probabilities(raw)
+            result = share * result + (1 - share) * other if share > 0 else other
         return result
 
     def bands_of(self, info: RasterInfo, override: Sequence[str]) -> tuple[Band, ...]:
@@ -164,6 +194,23 @@ class Runtime:
                     f"({distance:.0f} standard deviations): do not trust the map before you have checked it."
                 )
                 return
+
+
+def _open_classical(opened: package.Package, projection: torch.Tensor | None) -> Classical | None:
+    """The classical part of a package; PackageError where its parts do not fit each other."""
+    spec, model = opened.manifest.classical, opened.manifest.spec
+    if spec is None:
+        return None
+    if projection is None or (
+        projection.shape != (spec.components, len(model.bands))
+        or any(position >= len(model.bands) for pair in spec.ratios for position in pair)
+    ):
+        raise PackageError(
+            f"The features of the forest of {opened.path} do not fit its bands.",
+            "Copy the package again from where it came, or train it again.",
+            "PACKAGE_BROKEN",
+        )
+    return Classical(Texture(spec, model.bands, projection), opened.forest, model.num_classes)
 
 
 def window_starts(length: int, window: int, overlap: int) -> list[int]:

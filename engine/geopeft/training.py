@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from geopeft.classical import Classical
 from geopeft.data.chips import Chip, ChipSampler
+from geopeft.data.labels import IGNORE
 from geopeft.events import Reporter
 from geopeft.models import SegmentationModel
 from geopeft.objective import balanced_cross_entropy, confusion, figures
@@ -28,6 +30,16 @@ WEIGHT_DECAY = 0.01
 # Weights averaged over about the last 1 / (1 - 0.95) = 20 steps: with few labels single steps jump.
 AVERAGING = 0.95
 
+# The decoder learns alone first: through one that knows nothing yet, an adapter would learn noise.
+ALONE_SHARE = 0.3
+# With a teacher: how much its map counts beside the labels, at how many pixels a step, and chips from anywhere.
+TEACHER_WEIGHT = 0.5
+TEACHER_PIXELS = 4096
+ANYWHERE = 3
+# After validation the held-out labels teach too, for this part of the steps and at a falling rate.
+FINISH_SHARE = 0.25
+FINISH_RATE = 0.4
+
 ValidationChips = Sequence[tuple[Chip, tuple[int, int, int]]]
 
 
@@ -39,104 +51,169 @@ class Trainer:
         sampler: draws the training chips.
         validation: chips of the held-out places; empty where too few labels are there to hold any out.
         reporter: gets progress, and loss and mIoU as metrics.
+        teacher: its soft map is learned at unlabelled pixels beside the labels.
+        trusts_validation: the best weights are those with the lowest validation loss; else the last, averaged ones.
     """
 
     def __init__(
-        self, model: SegmentationModel, sampler: ChipSampler, validation: ValidationChips, reporter: Reporter
+        self,
+        model: SegmentationModel,
+        sampler: ChipSampler,
+        validation: ValidationChips,
+        reporter: Reporter,
+        teacher: Classical | None = None,
+        trusts_validation: bool = True,
     ) -> None:
-        self._model, self._sampler, self._validation, self._reporter = model, sampler, validation, reporter
+        self.model, self._sampler, self._validation, self._reporter = model, sampler, validation, reporter
+        self.teacher, self._trusts = teacher, trusts_validation
+        self._rng = np.random.default_rng(0)
         self._device = next(model.parameters()).device
         # Convolutions and the norms over channels both read the channels of a pixel side by side.
         model.to(memory_format=torch.channels_last)
         self._half = multiplies_bfloat16(self._device)
+        self._half_backbone = self._half and gains_from_half(model.backbone, self._device)
         self._fill = fill_values(model.spec.bands)
+        self._names = {name for name, p in model.named_parameters() if p.requires_grad}
+        self._adapter = [p for p in model.backbone.parameters() if p.requires_grad]
         self._average = {name: tensor.clone() for name, tensor in self._trained().items()}
         self._best: dict[str, torch.Tensor] | None = None
         self._best_loss = math.inf
         self.best_step = 0
 
-    def train(self, steps: int, deadline: float = math.inf) -> int:
+    def train(self, steps: int, finishing: int = 0, deadline: float = math.inf) -> int:
         """At most `steps` steps, not past `deadline` (time.monotonic()); leaves the best weights in the model.
+
+        Args:
+            finishing: steps that `finish` will take, for the progress.
 
         Returns:
             The number of steps done.
         """
-        optimizer = torch.optim.AdamW(self._parameter_groups(), weight_decay=WEIGHT_DECAY)
+        optimizer = self._optimizer()
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warm_then_cosine(step, steps))
+        alone = round(ALONE_SHARE * steps) if self.model.spec.adapter == "lora" else 0
         for step in range(1, steps + 1):
+            self._let_adapter_learn(step > alone)
             loss = self._step(optimizer)
             schedule.step()
             self._update_average(min(AVERAGING, step / (step + 9)))
-            self._reporter.progress("fit", step, steps, deadline - time.monotonic())
+            self._reporter.progress("fit", step, steps + finishing, deadline - time.monotonic())
             late = time.monotonic() > deadline
             if step % EVALUATE_EVERY == 0 or step == steps or late:
                 self._validate(step, loss)
             if late:
                 self._reporter.message(f"Stopped after {step} steps: the time budget is used up.")
                 break
-            if self._validation and step - self.best_step >= PATIENCE * EVALUATE_EVERY:
+            if self._best is not None and step - max(self.best_step, alone) >= PATIENCE * EVALUATE_EVERY:
                 self._reporter.message(f"Stopped after {step} steps: nothing was gained since step {self.best_step}.")
                 break
+        self._let_adapter_learn(True)
         self._put(self._best or self._average)
-        self._model.eval()
+        self.model.eval()
         return step
 
-    def figures(self, class_names: Sequence[str], seed: int) -> dict[str, Any]:
-        """Accuracy on the held-out places with the present weights; every figure is None where there are none."""
-        return figures(self._score()[1] if self._validation else [], class_names, seed)
+    def finishing_steps(self, steps: int) -> int:
+        """How many steps `finish` takes after `steps` of training; 0 where nothing was held out."""
+        return round(FINISH_SHARE * steps) if self._validation else 0
+
+    def finish(self, sampler: ChipSampler, steps: int, done: int, deadline: float = math.inf) -> None:
+        """The last steps, on all labels: what was held out has told all it can and may teach now.
+
+        Args:
+            sampler: draws from all labelled places.
+            steps, done: how many to do, and how many were planned before.
+        """
+        self._sampler = sampler
+        optimizer = self._optimizer()
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: FINISH_RATE * (1 - step / max(steps, 1)))
+        for name, tensor in self._trained().items():
+            self._average[name].copy_(tensor)
+        for step in range(1, steps + 1):
+            self._step(optimizer)
+            schedule.step()
+            self._update_average(AVERAGING)
+            self._reporter.progress("fit", done + step, done + steps, deadline - time.monotonic())
+            if time.monotonic() > deadline:
+                break
+        self._put(self._average)
+        self.model.eval()
+
+    def held_out(self) -> Iterator[tuple[Chip, tuple[int, int, int], np.ndarray]]:
+        """The validation chips with their places and the model's logits (K, h, w)."""
+        self.model.eval()
+        for chip, place in self._validation:
+            self._reporter.check_canceled()
+            yield chip, place, self._logits(chip)
 
     def _step(self, optimizer: torch.optim.Optimizer) -> float:
-        self._model.train()
-        values, valid, class_ids = self._sampler.batch(BATCH)
+        self.model.train()
+        values, valid, class_ids = self._sampler.batch(BATCH, ANYWHERE if self.teacher is not None else 0)
         raw = torch.from_numpy(fill_invalid(values, valid, self._fill)).to(self._device)
         truth = torch.from_numpy(class_ids.astype(np.int64)).to(self._device)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._half_backbone):
+            features, standardised = self.model.encode(raw)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._half):
-            logits = self._model(raw)
+            logits = self.model.decode(features, standardised)
         loss = balanced_cross_entropy(logits, truth, self._class_weights(class_ids))
+        if self.teacher is not None:
+            loss = loss + TEACHER_WEIGHT * self._teacher_loss(logits, raw, valid & (class_ids == IGNORE))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_([p for p in self._model.parameters() if p.requires_grad], 1.0)
+        torch.nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], 1.0)
         optimizer.step()
         return float(loss.detach())
 
+    def _teacher_loss(self, logits: torch.Tensor, raw: torch.Tensor, unlabelled: np.ndarray) -> torch.Tensor:
+        """Cross entropy with the teacher's probabilities at a sample of the unlabelled pixels (B, h, w)."""
+        chips, rows, cols = np.nonzero(unlabelled)
+        if self.teacher is None or not len(chips):
+            return logits.sum() * 0
+        some = self._rng.integers(len(chips), size=min(TEACHER_PIXELS, len(chips)))
+        places = (chips[some], slice(None), rows[some], cols[some])
+        soft = torch.from_numpy(self.teacher.probabilities_at(raw, *(places[i] for i in (0, 2, 3)))).to(logits)
+        return -(soft * logits[places].log_softmax(1)).sum(1).mean()
+
     def _class_weights(self, class_ids: np.ndarray) -> torch.Tensor:
         """Root of the inverse frequency in these chips: full balance would let single pixels shout."""
-        counts = np.bincount(class_ids[class_ids < 255], minlength=self._model.spec.num_classes)
-        weights = 1 / np.sqrt(np.maximum(counts[: self._model.spec.num_classes], 1))
+        counts = np.bincount(class_ids[class_ids < 255], minlength=self.model.spec.num_classes)
+        weights = 1 / np.sqrt(np.maximum(counts[: self.model.spec.num_classes], 1))
         return torch.from_numpy((weights / weights.mean()).astype(np.float32)).to(self._device)
 
+    def _optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self._parameter_groups(), weight_decay=WEIGHT_DECAY)
+
+    def _let_adapter_learn(self, learns: bool) -> None:
+        for parameter in self._adapter:
+            parameter.requires_grad_(learns)
+
     def _parameter_groups(self) -> list[dict[str, Any]]:
-        rate = ADAPTER_LEARNING_RATES.get(self._model.spec.adapter, DECODER_LEARNING_RATE)
-        adapter = [p for p in self._model.backbone.parameters() if p.requires_grad]
-        own = {id(p) for p in adapter}
-        rest = [p for p in self._model.parameters() if p.requires_grad and id(p) not in own]
+        rate = ADAPTER_LEARNING_RATES.get(self.model.spec.adapter, DECODER_LEARNING_RATE)
+        own = {id(p) for p in self._adapter}
+        rest = [p for p in self.model.parameters() if p.requires_grad and id(p) not in own]
         groups: list[dict[str, Any]] = [{"params": rest, "lr": DECODER_LEARNING_RATE}]
-        return [*groups, {"params": adapter, "lr": rate}] if adapter else groups
+        return [*groups, {"params": self._adapter, "lr": rate}] if self._adapter else groups
 
     def _validate(self, step: int, loss: float) -> None:
         values = {"loss": loss}
         if self._validation:
             with self._averaged():
                 validation_loss, matrices = self._score()
-            scores = figures([sum(matrices[1:], matrices[0])], [""] * self._model.spec.num_classes)
+            scores = figures([sum(matrices[1:], matrices[0])], [""] * self.model.spec.num_classes)
             values |= {"validation_loss": validation_loss, "miou": scores["miou"]["value"] or 0.0}
-            if validation_loss < self._best_loss:
+            if self._trusts and validation_loss < self._best_loss:
                 self._best_loss, self.best_step = validation_loss, step
                 self._best = {name: tensor.clone() for name, tensor in self._average.items()}
-        else:
+        if self._best is None:
             self.best_step = step
         self._reporter.metric("fit", step, values)
 
     def _score(self) -> tuple[float, list[np.ndarray]]:
         """Mean of the classes' mean losses, and one confusion matrix for each validation chip."""
-        self._model.eval()
-        classes = self._model.spec.num_classes
+        classes = self.model.spec.num_classes
         sums, counts, matrices = np.zeros(classes), np.zeros(classes), []
-        for chip, _ in self._validation:
-            self._reporter.check_canceled()
-            raw = torch.from_numpy(fill_invalid(chip.values[None], chip.valid[None], self._fill)).to(self._device)
-            with torch.inference_mode():
-                log = self._model(raw).float().log_softmax(1)[0].cpu().numpy()
+        for chip, _, logits in self.held_out():
+            log = logits - logits.max(0)
+            log -= np.log(np.exp(log).sum(0))
             rows, cols = np.nonzero(chip.class_ids < 255)
             truth = chip.class_ids[rows, cols]
             np.subtract.at(sums, truth, log[truth, rows, cols])
@@ -145,11 +222,17 @@ class Trainer:
         present = counts > 0
         return float((sums[present] / counts[present]).mean()), matrices
 
+    def _logits(self, chip: Chip) -> np.ndarray:
+        raw = torch.from_numpy(fill_invalid(chip.values[None], chip.valid[None], self._fill)).to(self._device)
+        with torch.inference_mode():
+            logits: np.ndarray = self.model(raw).float()[0].cpu().numpy()
+        return logits
+
     def _trained(self) -> dict[str, torch.Tensor]:
         """What changes in training: the trained parameters and, in full tuning, the statistics of the backbone."""
-        trained = {name: p.detach() for name, p in self._model.named_parameters() if p.requires_grad}
-        if self._model.adapter is not None and self._model.adapter.trains_statistics:
-            buffers = self._model.backbone.named_buffers()
+        trained = {name: p.detach() for name, p in self.model.named_parameters() if name in self._names}
+        if self.model.adapter is not None and self.model.adapter.trains_statistics:
+            buffers = self.model.backbone.named_buffers()
             trained |= {f"buffer {name}": tensor for name, tensor in buffers if tensor.is_floating_point()}
         return trained
 
@@ -177,6 +260,14 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+
+
+def gains_from_half(backbone: torch.nn.Module, device: torch.device) -> bool:
+    """Whether bfloat16 makes a backbone's training faster: on a CPU, small and depthwise layers lose by it."""
+    layers = [module for module in backbone.modules() if isinstance(module, torch.nn.Conv2d | torch.nn.Linear)]
+    depthwise = any(isinstance(layer, torch.nn.Conv2d) and layer.groups > 1 for layer in layers)
+    typical = max((layer.weight.shape[1] for layer in layers), default=0)
+    return device.type != "cpu" or (not depthwise and typical >= 1024)
 
 
 def _warm_then_cosine(step: int, steps: int) -> float:

@@ -182,6 +182,23 @@ def test_evaluate(job, raster_layer, label_layer, model, tmp_path):  # noqa: F81
     assert made["json_file"].endswith(".json")
 
 
+@pytest.mark.parametrize("wants_all", [False, True])
+def test_pretrain(job, raster_layer, tmp_path, wants_all):  # noqa: F811
+    parameters = {"RASTERS": [raster_layer], "OUTPUT": str(tmp_path / "b.safetensors")}
+    if wants_all:
+        parameters.update(
+            BACKBONE="galileo_nano", ADAPTER="lora", START="nothing", TEACHER="galileo_nano, resnet18", BANDS="red,4",
+            STEPS=30, SEED=7, MAX_MINUTES=1.5, DEVICE="cpu", FIGURES=str(tmp_path / "f.json"),
+        )  # fmt: skip
+    made = job("pretrain", parameters)
+    assert list(faults(made, SCHEMA)) == []
+    assert (made["backbone"], made["adapter"], made["start"]) == (
+        ("galileo_nano", "lora", "nothing") if wants_all else ("geopeft_small", "full", "published")
+    )
+    assert made["teacher"] == (["galileo_nano", "resnet18"] if wants_all else [])
+    assert (made["steps"], made["max_minutes"]) == ((30, 1.5) if wants_all else (2000, 30.0))
+
+
 def test_export(job, model, tmp_path):
     made = job("export", {"MODEL": model, "ONNX": str(tmp_path / "m.onnx")})
     assert list(faults(made, SCHEMA)) == []

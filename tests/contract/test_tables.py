@@ -16,6 +16,7 @@ from geopeft.models.adapters import ADAPTERS
 from geopeft.models.backbones import BACKBONES
 from geopeft.models.decoders import DECODERS
 from geopeft.models.registry import BackboneCard, load_builder
+from geopeft.models.segmentation import build_backbone
 from geopeft.models.spec import InputBand, ModelSpec
 
 # Depth is all that is reduced, so that large backbones are quick to test; every other number is the row's.
@@ -44,7 +45,10 @@ def spec_for(backbone: str, adapter: str, decoder: str = "unet", resample: float
     card = BACKBONES[backbone]
     unit = 10_000 if card.unit == "reflectance10000" else 1
     bands = [input_band(card, band.name, unit) for band in card.bands[::-1]]
-    bands += [InputBand(name=f"other{i}", mean=0.5, std=0.3) for i in range(1 if card.bands else 4)]
+    known = (0.49, None, 1.61, 0.842) if card.any_optical else (None,) * 4
+    bands += [
+        InputBand(name=f"other{i}", mean=0.5, std=0.3, wavelength_um=known[i]) for i in range(1 if card.bands else 4)
+    ]
     return ModelSpec(
         backbone=backbone,
         adapter=adapter,
@@ -85,7 +89,7 @@ def shaken(model: SegmentationModel) -> SegmentationModel:
 def test_a_backbone_gives_the_maps_it_announces(backbone: str) -> None:
     card = BACKBONES[backbone]
     names = tuple(band.name for band in card.bands) or ("a", "b")
-    made = load_builder(card.builder)(card, names, **card.options).eval()
+    made = build_backbone(card, names, [0.49, 1.61]).eval()
     assert len(made.out_channels) == len(made.strides) >= 2
     assert list(made.strides) == sorted(made.strides)
     for size in ((64, 64), SIZE, (8, 9)):

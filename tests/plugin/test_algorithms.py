@@ -14,12 +14,13 @@ def run(name, parameters, feedback=None, context=None):
     return processing.run(name, parameters, feedback=feedback or Feedback(), context=context)
 
 
-def test_provider_lists_the_four_algorithms(provider):
+def test_provider_lists_the_five_algorithms(provider):
     assert sorted(a.id() for a in provider.algorithms()) == [
         "geopeft:evaluate",
         "geopeft:export",
         "geopeft:fit",
         "geopeft:predict",
+        "geopeft:pretrain",
     ]
     for algorithm in provider.algorithms():
         assert algorithm.shortHelpString() and algorithm.helpUrl().startswith("https://")
@@ -163,3 +164,16 @@ def test_selected_labels_only(provider, fake_engine, raster_layer, label_layer, 
     job = provider.algorithm("fit").create().job(parameters, context, tmp_path)
     assert [c["value"] for c in job["classes"]] == ["forest", "built up"]
     assert job["classes"][0]["color"] == "#2f8f4e"
+
+
+def test_pretrain_gives_the_backbone_and_its_loss(provider, fake_engine, raster_layer, tmp_path):
+    feedback = Feedback()
+    parameters = {
+        "RASTERS": [raster_layer],
+        "OUTPUT": str(tmp_path / "b.safetensors"),
+        "FIGURES": str(tmp_path / "f.json"),
+    }
+    result = run("geopeft:pretrain", parameters, feedback)
+    assert Path(result["OUTPUT"]).is_file() and Path(result["FIGURES"]).is_file()
+    assert (result["LOSS"], result["STEPS_DONE"]) == (1.25, 60)
+    assert feedback.percents[-1] == 100

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from geopeft.data.bands import Band, match_bands
+from geopeft.data.bands import Band, is_not_spectral, match_bands
 from geopeft.data.normalize import Radiometry
 from geopeft.data.raster import BandStatistics
 from geopeft.errors import BandError, RasterError, WeightsError
 from geopeft.events import Reporter
 from geopeft.models.backbones import BACKBONES
+from geopeft.models.backbones.adapted import read_header
 from geopeft.models.registry import BackboneCard
 from geopeft.models.spec import InputBand
-from geopeft.models.weights import fetch
+from geopeft.models.wavelengths import optical_wavelength
+from geopeft.models.weights import cache_folder, fetch, file_sha256, locate
+from geopeft.writing import check_target, write_bytes
 
 # In order of preference where several fit; the first whose weights are at hand is taken.
-_SPECTRAL = ("galileo_base", "galileo_tiny", "galileo_nano")
-_VISIBLE = ("tf_efficientnet_lite0",)
+_SPECTRAL = ("galileo_base", "galileo_tiny", "galileo_nano", "geopeft_small", "tf_efficientnet_lite0")
+# Networks of timm, taken from the user's folder only.
+_DINO = ("vit_base_patch16_dinov3.lvd1689m", "vit_small_patch16_dinov3.lvd1689m", "vit_base_patch14_dinov2.lvd142m",
+         "vit_small_patch14_dinov2.lvd142m")  # fmt: skip
+_VISIBLE = (*_DINO, "tf_efficientnet_lite0", "geopeft_small")
 _WITHOUT_WEIGHTS = "scratch_unet"
 # A backbone made for satellite pixels sees nothing useful in a drone's, and the other way round.
 SATELLITE_GSD_M = (4.0, 120.0)
@@ -30,19 +37,23 @@ def choose_backbone(
 ) -> tuple[BackboneCard, str]:
     """The card and a sentence that says why.
 
-    `auto`: for pixels of 4 to 120 m with blue, green, red and more, a backbone made for multispectral satellites; else
-    one made for pictures, where red, green and blue are there; of each kind the first whose weights are at hand or can
-    be fetched; with none of them a small network without pretraining. A named backbone is taken as it is.
+    `auto`: for pixels of 4 to 120 m with more than three known bands, a backbone made for multispectral satellites,
+    else the model in the box, which takes any optical band; otherwise, where red, green and blue are there, one made
+    for pictures: a DINO vision transformer if the user's folder has one. Of each kind the first whose weights are at
+    hand or can be fetched. A small network without pretraining is left where no band is known to be optical. A named
+    backbone is taken as it is.
     """
     if name != "auto":
-        card = BACKBONES[name]
+        card = named_card(name)
         return card, f"Backbone: {card.title}, as asked for."
-    roles = {band.common for band in bands}
-    spectral = SATELLITE_GSD_M[0] <= gsd_m <= SATELLITE_GSD_M[1] and len(roles - {""}) > 3
-    wishes = (_SPECTRAL + _VISIBLE) if spectral else _VISIBLE
-    reason = f"{len(roles - {''})} spectral bands at {gsd_m:.3g} m"
+    roles = {band.common for band in bands} - {""}
+    spectral = SATELLITE_GSD_M[0] <= gsd_m <= SATELLITE_GSD_M[1] and len(roles) > 3
+    optical = len(optical_bands(bands))
+    reason = f"{optical} optical band{'s' * (optical != 1)} at {gsd_m:.3g} m"
     missing: list[str] = []
-    for wish in wishes:
+    for wish in _SPECTRAL if spectral else _VISIBLE:
+        if wish in _DINO and not _in_folder(wish, weights_dir):
+            continue
         card = BACKBONES[wish]
         if not match_for(card, bands):
             continue
@@ -57,15 +68,55 @@ def choose_backbone(
     return card, f"Backbone: {card.title}; no pretrained backbone fits {reason}."
 
 
+def _in_folder(name: str, weights_dir: str) -> bool:
+    """Whether a folder may hold the weights: a look at its names, before timm is loaded for the card."""
+    return bool(weights_dir) and any(Path(weights_dir).expanduser().glob(f"{name}*"))
+
+
+def named_card(name: str) -> BackboneCard:
+    """The row of a name, or of a file that the `pretrain` job wrote, which is copied into the cache so that packages
+    find it again.
+
+    Raises:
+        JobError: there is no such name.
+        WeightsError: the file is no adapted backbone.
+    """
+    if not name.endswith(".safetensors"):
+        return BACKBONES[name]
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise WeightsError(f"There is no file {path}.", "Check the path of the adapted backbone.", "WEIGHTS_MISSING")
+    base = read_header(path).backbone
+    card = BACKBONES[f"{base}@{file_sha256(path)}"]
+    if locate(card) is None:
+        target = cache_folder() / card.weights.file
+        check_target(target, path.stat().st_size)
+        write_bytes(target, path.read_bytes())
+    return card
+
+
 def match_for(card: BackboneCard, bands: Sequence[Band]) -> dict[str, Band]:
     """Card band name -> raster band; empty where the backbone cannot see this raster.
 
     A backbone for pictures needs all its bands; one for multispectral sensors at least three of them.
     """
+    if card.any_optical:
+        return optical_bands(bands)
     if not card.bands:
         return {}
     found = match_bands(bands, card.bands)
     return found if len(found) >= min(3, len(card.bands)) else {}
+
+
+def optical_bands(bands: Sequence[Band]) -> dict[str, Band]:
+    """Wavelength in words -> band, of the bands that are known to be optical."""
+    found: dict[str, Band] = {}
+    for band in bands:
+        length = optical_wavelength(band)
+        if length is not None and not is_not_spectral(band.name):
+            name = f"{length:g} um"
+            found[name if name not in found else f"{name} ({band.index})"] = band
+    return found
 
 
 def match_or_refuse(card: BackboneCard, bands: Sequence[Band], ordered: bool) -> dict[str, Band]:
@@ -74,11 +125,15 @@ def match_or_refuse(card: BackboneCard, bands: Sequence[Band], ordered: bool) ->
     Args:
         ordered: the user named the bands, so that they may be taken in the backbone's order when they have no roles.
     """
-    if not card.bands:
-        return {}
     found = match_for(card, bands)
-    if found:
+    if found or not (card.bands or card.any_optical):
         return found
+    if card.any_optical:
+        raise BandError(
+            f"{card.title} needs an optical band whose wavelength is known; none of the raster's bands "
+            f"({', '.join(band.name for band in bands)}) says what it is.",
+            "Name the bands in the file (red, nir, ...), tag their wavelengths, or choose the backbone scratch_unet.",
+        )
     if ordered and len(bands) == len(card.bands):
         return {wanted.name: band for wanted, band in zip(card.bands, bands, strict=True)}
     needed = ", ".join(f"{band.name} ({band.common})" for band in card.bands)
@@ -148,7 +203,7 @@ def input_bands(
             InputBand(
                 name=band.name,
                 common=band.common,
-                wavelength_um=band.wavelength_um,
+                wavelength_um=band.wavelength_um if band.wavelength_um is not None else optical_wavelength(band),
                 scale=scale,
                 offset=offset,
                 mean=mean,
@@ -158,5 +213,5 @@ def input_bands(
         )
     what = "reflectances" if unit == "reflectance" else "8-bit brightness"
     matching = f"The backbone expects {what}; the raster's values are brought there by their mean and deviation."
-    sentence = "" if same_unit or not matched else matching
+    sentence = matching if card.bands and matched and not same_unit else ""
     return tuple(result), sentence

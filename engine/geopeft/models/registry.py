@@ -30,7 +30,10 @@ class WeightsSource:
         file: file name looked for in the user's folder and in the cache.
         sha256: of that file, lower-case hex.
         repo, revision, path: on the Hugging Face hub.
-        package, resource: installed distribution that carries the weights, and its file.
+        package, resource: installed distribution that carries the weights, and its file; without a package a file in
+            the `resources` folder that ships with the engine.
+        own_names: the tensors are named as our network names them: a file that the `pretrain` job wrote.
+        adapted: one of a user's; it is known by its checksum and may have any name.
     """
 
     file: str = ""
@@ -40,6 +43,8 @@ class WeightsSource:
     path: str = ""
     package: str = ""
     resource: str = ""
+    own_names: bool = False
+    adapted: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,8 @@ class BackboneCard:
     `unit` is what a pixel value means to it: "reflectance10000" (surface reflectance times 10 000) or "display"
     (brightness 0..1). `normalize` is "mean2std" ((x - (mean - 2 std)) / (4 std)) or "zscore" ((x - mean) / std).
     `gsd_m` is the range of pixel sizes it takes as they are; None: any. A card without bands is of a backbone that
-    takes every input band, standardised. `options` are the builder's keyword arguments.
+    takes every input band, standardised; with `any_optical` those only whose wavelength is known to be optical, and its
+    builder is told the wavelengths. `options` are the builder's keyword arguments.
     """
 
     name: str
@@ -67,6 +73,12 @@ class BackboneCard:
     weights: WeightsSource
     adapters: tuple[str, ...] = ("frozen", "lora", "full")
     options: Mapping[str, Any] = field(default_factory=dict)
+    any_optical: bool = False
+
+    @property
+    def network(self) -> str:
+        """The name of the network, without the checksum that an adapted one carries: NAME@SHA256."""
+        return self.name.partition("@")[0]
 
     @property
     def pretrained(self) -> bool:

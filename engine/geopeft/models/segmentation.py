@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,11 +13,12 @@ from geopeft.events import Reporter
 from geopeft.models.adapters import ADAPTERS
 from geopeft.models.adapters.adapter import Adapter, require_fit
 from geopeft.models.backbones import BACKBONES
-from geopeft.models.backbones.backbone import Backbone
+from geopeft.models.backbones.backbone import Backbone, load_exactly
 from geopeft.models.decoders import DECODERS
 from geopeft.models.registry import BackboneCard, load_builder
 from geopeft.models.sizes import resize, resize_to_grid
 from geopeft.models.spec import ModelSpec
+from geopeft.models.wavelengths import optical_wavelength
 from geopeft.models.weights import fetch, file_sha256, load_state
 
 OUTLIER = 10.0
@@ -57,13 +58,20 @@ class SegmentationModel(nn.Module):
         _init_head(self.head)
 
     def forward(self, raw: Tensor) -> Tensor:
+        return self.decode(*self.encode(raw))
+
+    def encode(self, raw: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The backbone's feature maps, and the standardised bands (B, C, H, W) for the raw-band skip."""
         canonical = raw * self.scale + self.offset
         standardised = ((canonical - self.mean) / self.std).clamp(-OUTLIER, OUTLIER)
         if self.card.bands:
             inputs = canonical[:, self.backbone_order] * self.backbone_scale + self.backbone_offset
         else:
-            inputs = standardised
-        features = self._features(inputs)
+            inputs = standardised[:, self.backbone_order] if self.card.any_optical else standardised
+        return self._features(inputs), standardised
+
+    def decode(self, features: list[Tensor], standardised: Tensor) -> Tensor:
+        """Logits (B, K, H, W) float32 from what `encode` gives."""
         logits: Tensor = self.head(self.decoder(features, standardised))
         return logits.float()
 
@@ -156,14 +164,16 @@ def build_model(
             f"Choose one of: {', '.join(card.adapters)}.",
             "ADAPTER_UNSUITABLE",
         )
-    names = tuple(spec.bands[i].backbone_band for i in _fed_bands(spec, card))
-    if not card.bands:
-        names = tuple(band.name for band in spec.bands)
-    backbone: Backbone = load_builder(card.builder)(card, names, **card.options)
+    fed = [spec.bands[i] for i in _fed_bands(spec, card)]
+    backbone = build_backbone(
+        card,
+        tuple(band.backbone_band if card.bands else band.name for band in fed),
+        [length for band in fed if (length := optical_wavelength(band)) is not None],
+    )
     base = None
     # A fully tuned backbone is in the state whole.
     if pretrained and card.pretrained and not (state is not None and adapter.stores_backbone):
-        base = _load_pretrained(backbone, card, weights_dir, reporter, weights_sha256)
+        base = load_pretrained(backbone, card, weights_dir, reporter, weights_sha256)
     parts = split_state(state) if state is not None else None
     if merged and parts is not None:
         adapter.merge(backbone, parts["adapter"], spec)
@@ -178,6 +188,13 @@ def build_model(
             adapter.load(backbone, parts["adapter"])
         model.load_decoder(parts)
     return model.eval()
+
+
+def build_backbone(card: BackboneCard, band_names: tuple[str, ...], wavelengths_um: Sequence[float]) -> Backbone:
+    """The card's network with random weights, for these bands."""
+    extra = {"wavelengths_um": wavelengths_um} if card.any_optical else {}
+    backbone: Backbone = load_builder(card.builder)(card, band_names, **card.options, **extra)
+    return backbone
 
 
 def describe_parameters(model: SegmentationModel) -> dict[str, int]:
@@ -208,6 +225,9 @@ def split_state(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 def _fed_bands(spec: ModelSpec, card: BackboneCard) -> list[int]:
     """Indices of the bands that feed the backbone, in the order of its card."""
+    if not card.bands:
+        every = range(len(spec.bands))
+        return [i for i in every if not card.any_optical or optical_wavelength(spec.bands[i]) is not None]
     where = {band.backbone_band: i for i, band in enumerate(spec.bands) if band.backbone_band}
     fed = [where[band.name] for band in card.bands if band.name in where]
     if len(fed) != sum(1 for band in spec.bands if band.backbone_band):
@@ -220,9 +240,10 @@ def _fed_bands(spec: ModelSpec, card: BackboneCard) -> list[int]:
     return fed
 
 
-def _load_pretrained(
-    backbone: Backbone, card: BackboneCard, weights_dir: str, reporter: Reporter | None, wanted_sha256: str
+def load_pretrained(
+    backbone: Backbone, card: BackboneCard, weights_dir: str, reporter: Reporter | None, wanted_sha256: str = ""
 ) -> BaseWeights:
+    """Puts the card's weights into its network and says which they are; WeightsError where they are not to be had."""
     found = fetch(card, weights_dir, reporter)
     sha256 = file_sha256(found.path)
     if wanted_sha256 and sha256 != wanted_sha256:
@@ -232,12 +253,17 @@ def _load_pretrained(
             "Put the weights that the model was fitted on into your weights folder.",
             "WEIGHTS_CHECKSUM",
         )
-    backbone.load_weights(load_state(found.path, card))
+    state = load_state(found.path, card)
+    if card.weights.own_names:
+        load_exactly(backbone, state, card.name)
+    else:
+        backbone.load_weights(state)
     base = BaseWeights(found.path.name, sha256, card.weights.revision, card.licence, found.how)
     if reporter is not None:
         revision = f", revision {base.revision[:12]}" if base.revision else ""
+        file = "of an adapted file" if card.weights.adapted else base.file
         reporter.message(
-            f"Backbone {card.name} with the weights {base.file} (sha256 {sha256[:12]}{revision}, licence "
+            f"Backbone {card.network} with the weights {file} (sha256 {sha256[:12]}{revision}, licence "
             f"{base.licence or 'unknown'}) from {base.how}."
         )
     return base

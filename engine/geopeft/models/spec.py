@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -41,3 +43,13 @@ class ModelSpec(BaseModel):
     resample: float = Field(default=1.0, gt=0, description="the backbone sees chips resized by this factor")
     rank: int = Field(default=16, ge=1, le=256)
     chip_size_px: int = Field(ge=8, le=4096, description="side of the chips the model was fitted on")
+
+
+class TextureSpec(BaseModel):
+    """Which features a classical classifier sees; see `texture.Texture`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    windows_px: tuple[Annotated[int, Field(ge=1, le=63)], ...] = Field(max_length=8)
+    ratios: tuple[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]], ...] = Field(max_length=32)
+    components: int = Field(ge=1, le=64)

@@ -5,6 +5,7 @@ Nothing here knows a network's layout; torch is imported only when a file is rea
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -17,11 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from geopeft.errors import WeightsError
 from geopeft.events import Reporter
+from geopeft.models.backbones.adapted import read_header
 from geopeft.models.registry import BackboneCard
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+# Beside the engine both in the repository and in the plugin.
+RESOURCES = Path(__file__).resolve().parents[3] / "resources"
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 
@@ -76,6 +80,8 @@ def fetch(card: BackboneCard, weights_dir: str = "", reporter: Reporter | None =
             "Delete it or replace it by the published file.",
             "WEIGHTS_CHECKSUM",
         )
+    if source.adapted:
+        raise _missing_adapted(card)
     if not (source.repo and source.revision and source.sha256):
         raise _missing(card, "no checksum is known for a download" if source.repo else "they are not downloadable")
     from geopeft.models.download import download
@@ -144,9 +150,14 @@ def _candidates(card: BackboneCard, weights_dir: str) -> Iterator[Found]:
             return
         if installed.is_file():
             yield Found(installed, f"the package {source.package}")
+    elif source.resource and (RESOURCES / source.resource).is_file():
+        yield Found(RESOURCES / source.resource, "the model in the box")
 
 
 def _in_folder(card: BackboneCard, folder: Path, how: str) -> Iterator[Found]:
+    if card.weights.adapted:
+        yield from (Found(path, how) for path in _adapted_files(folder) if file_sha256(path) == card.weights.sha256)
+        return
     file = card.weights.file
     names = [f"{card.name}/{file}", *(f"{card.name}{suffix}" for suffix in SUFFIXES)]
     # A name such as encoder.pt says nothing; it is taken where the checksum proves what it is.
@@ -154,6 +165,23 @@ def _in_folder(card: BackboneCard, folder: Path, how: str) -> Iterator[Found]:
     for name in dict.fromkeys(names):
         if (folder / name).is_file():
             yield Found(folder / name, how)
+
+
+def _adapted_files(folder: Path) -> Iterator[Path]:
+    """Files of a folder that the `pretrain` job wrote, whatever they are called."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with contextlib.suppress(WeightsError):
+            read_header(path)
+            yield path
+
+
+def _missing_adapted(card: BackboneCard) -> WeightsError:
+    return WeightsError(
+        f"This needs the backbone {card.network} as it was adapted to other imagery (sha256 {card.weights.sha256[:12]}...), and that file "
+        "is not at hand.",
+        "Put the file that the pretrain job wrote into your weights folder, under any name.",
+        "WEIGHTS_MISSING",
+    )
 
 
 def _missing(card: BackboneCard, why: str) -> WeightsError:

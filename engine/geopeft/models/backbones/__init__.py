@@ -94,6 +94,26 @@ BACKBONES: Table[BackboneCard] = Table(
             options={"by_order": True},
         ),
         BackboneCard(
+            name="geopeft_small",
+            title="GeoPEFT small, the model in the box: any optical bands at any pixel size",
+            builder="geopeft.models.backbones.geopeft_small:build",
+            licence="Apache-2.0",
+            paper="https://arxiv.org/abs/2302.04476",
+            bands=(),
+            unit="display",
+            normalize="zscore",
+            patch_size_px=32,
+            chip_size_px=128,
+            gsd_m=None,
+            parameters_m=2.98,
+            weights=WeightsSource(
+                file="geopeft_small.safetensors",
+                resource="backbones/geopeft_small.safetensors",
+                own_names=True,
+            ),
+            any_optical=True,
+        ),
+        BackboneCard(
             name="vit_base_patch16_224.augreg_in21k",
             title="ViT-B/16, ImageNet-21k: red, green, blue at any pixel size",
             builder="geopeft.models.backbones.timm_backbone:build",
@@ -129,5 +149,5 @@ BACKBONES: Table[BackboneCard] = Table(
             adapters=("full",),
         ),
     ),
-    more="geopeft.models.backbones.timm_backbone:card",
+    more="geopeft.models.backbones.adapted:more",
 )

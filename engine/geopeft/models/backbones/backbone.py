@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from geopeft.errors import WeightsError
+from geopeft.errors import JobError, WeightsError
 
 
 class Backbone(nn.Module):
@@ -27,6 +27,18 @@ class Backbone(nn.Module):
     def load_weights(self, state: Mapping[str, Tensor]) -> None:
         """Takes published weights; WeightsError unless exactly the expected tensors are there."""
         raise NotImplementedError
+
+    def set_wavelengths(self, wavelengths_um: Sequence[float]) -> None:
+        """The bands of the next calls, for a backbone whose card says that it takes any optical band."""
+        raise NotImplementedError
+
+    def start_from(self, other: Backbone) -> None:
+        """Takes over what fits of another backbone's weights, to be trained on; JobError where nothing does."""
+        raise JobError(
+            "This backbone cannot start from the weights of that one.",
+            "Start from 'published' or 'nothing'.",
+            "START_UNSUITABLE",
+        )
 
     def forward(self, x: Tensor, gsd_m: float = 10.0) -> list[Tensor]:
         """x (B, C, H, W) in the network's units; pixels are gsd_m wide."""

@@ -56,7 +56,7 @@ def build(card: BackboneCard, band_names: tuple[str, ...], *, by_order: bool = F
             "Name these bands, or choose another backbone.",
             "BANDS_MISSING",
         )
-    return TimmBackbone(card.name, band_names, _create(card.name, options), by_order)
+    return TimmBackbone(card.network, band_names, make_net(card.network, **options), by_order)
 
 
 class TimmBackbone(Backbone):
@@ -76,13 +76,13 @@ class TimmBackbone(Backbone):
         self.net = net
         maps = _probe(name, net)
         self.pyramid = len({stride for _, stride in maps}) > 1
-        self._taps = _taps([stride for _, stride in maps])
-        self.out_channels = [maps[i][0] for i in self._taps]
-        self.strides = [maps[i][1] for i in self._taps]
+        self.taps = _taps([stride for _, stride in maps])
+        self.out_channels = [maps[i][0] for i in self.taps]
+        self.strides = [maps[i][1] for i in self.taps]
         prune: Any = self.net.prune_intermediate_layers
-        prune(self._taps, prune_norm=self.pyramid, prune_head=True)
+        prune(self.taps, prune_norm=self.pyramid, prune_head=True)
         self._split = _split_qkv(self.net)
-        self.adapter_targets = _lora_targets(self)
+        self.adapter_targets = lora_targets(self)
 
     def load_weights(self, state: Mapping[str, Tensor]) -> None:
         """The published state dict; the classifier is left out."""
@@ -106,7 +106,7 @@ class TimmBackbone(Backbone):
         height, width = x.shape[-2:]
         x = pad_to_multiple(x[:, self._order], max(self.strides))
         features: Any = self.net.forward_intermediates
-        maps = features(x, indices=self._taps, norm=not self.pyramid, intermediates_only=True)
+        maps = features(x, indices=self.taps, norm=not self.pyramid, intermediates_only=True)
         return [crop_map(m, height, width, s) for m, s in zip(maps, self.strides, strict=True)]
 
     def _by_name(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -144,7 +144,7 @@ class SplitQkv(nn.Module):
         return torch.cat([self.q(x), self.k(x), self.v(x)], dim=-1)
 
 
-def _create(name: str, options: Mapping[str, Any]) -> nn.Module:
+def make_net(name: str, **options: Any) -> Any:
     """The network for images of any size, if it can be had so."""
     import timm
 
@@ -199,7 +199,7 @@ def _split_qkv(net: nn.Module) -> list[str]:
     return [f"{name}.qkv" for name, _, _ in found]
 
 
-def _lora_targets(backbone: nn.Module) -> tuple[str, ...]:
+def lora_targets(backbone: nn.Module) -> tuple[str, ...]:
     """q, v and the feed-forward layers of transformers; pointwise convolutions except those of channel attention."""
 
     def wanted(name: str, module: nn.Module) -> bool:

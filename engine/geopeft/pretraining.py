@@ -1,0 +1,267 @@
+"""The loop of pretraining: steps, averaged weights, validation on held-out places, early stop, checkpoints.
+
+Everything random comes from the seed and the number of the step, so a run that goes on from a checkpoint ends as one
+that was never stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from geopeft.errors import Canceled, JobError
+from geopeft.events import Reporter
+from geopeft.pretext import Task
+from geopeft.writing import whole_file
+
+SCENES_A_STEP = 3
+BACKBONE_RATES = {"full": 3e-4, "lora": 1e-3}
+HEAD_RATE = 1e-3
+WEIGHT_DECAY = 0.02
+# Weights averaged over about the last 500 steps.
+AVERAGING = 0.998
+EVALUATIONS = 30
+PATIENCE = 10
+MOST_VALIDATION_SCENES, CHIPS_TO_VALIDATE = 24, 3
+CHECKPOINT_S = 120.0
+_CHECKPOINT_FORMAT = "geopeft-pretrain-checkpoint 1"
+
+
+class Pretrainer:
+    """Trains the student of a task.
+
+    Args:
+        task: draws batches and tells their losses.
+        seed: of everything random.
+        identity: what the run is, for its checkpoint: one of another run is refused.
+        checkpoint: where it is kept.
+    """
+
+    def __init__(self, task: Task, reporter: Reporter, *, seed: int, identity: str, checkpoint: Path) -> None:
+        self._task, self._reporter = task, reporter
+        self._seed, self._identity, self._checkpoint = seed, identity, checkpoint
+        self._rates = (BACKBONE_RATES[task.student.adapter], HEAD_RATE)
+        backbone = [p for p in task.student.backbone.parameters() if p.requires_grad]
+        groups = [{"params": backbone}, {"params": list(task.heads.parameters())}]
+        self._optimizer = torch.optim.AdamW(groups, HEAD_RATE, weight_decay=WEIGHT_DECAY)
+        self._average = {name: value.clone() for name, value in self._trained().items()}
+        self._best: dict[str, Tensor] = {}
+        self._progress: dict[str, Any] = {"step": 0, "seconds": 0.0, "best_step": 0, "best": None}
+        self._progress |= {"curve": [], "values": {}}
+        self._validation = task.held_out(MOST_VALIDATION_SCENES, CHIPS_TO_VALIDATE, seed)
+
+    @property
+    def validates(self) -> bool:
+        """Whether there was enough to hold some out."""
+        return bool(self._validation)
+
+    @property
+    def progress(self) -> Mapping[str, Any]:
+        """step, seconds, best_step, best (validation loss, None where nothing is held out), curve (one dict for each
+        evaluation) and values (the last step's losses)."""
+        return self._progress
+
+    def resume(self) -> bool:
+        """Goes on from the checkpoint where there is one; JobError where it is of another job or broken."""
+        if not self._checkpoint.exists():
+            return False
+        progress, tensors = read_checkpoint(self._checkpoint, self._identity)
+        self._progress = progress
+        with torch.no_grad():
+            for name, value in self._trained().items():
+                value.copy_(tensors[f"model.{name}"])
+            for name, value in self._task.heads.state_dict().items():
+                value.copy_(tensors[f"heads.{name}"])
+        self._average = {n: tensors[f"average.{n}"].to(v.device) for n, v in self._trained().items()}
+        if progress["best_step"]:
+            self._best = {n: tensors[f"best.{n}"].to(v.device) for n, v in self._trained().items()}
+        state = self._optimizer.state_dict()
+        count = sum(len(group["params"]) for group in state["param_groups"])
+        parts = ("step", "exp_avg", "exp_avg_sq")
+        state["state"] = {
+            i: {part: tensors[f"optimizer.{i}.{part}"] for part in parts}
+            for i in range(count)
+            if f"optimizer.{i}.step" in tensors
+        }
+        self._optimizer.load_state_dict(state)
+        return True
+
+    def train(self, steps: int, budget_s: float = math.inf) -> None:
+        """Up to `steps` steps in all, or until the time of all runs together exceeds `budget_s`; leaves the best
+        averaged weights in the student. A cancel leaves a checkpoint."""
+        clock = _Clock(float(self._progress["seconds"]), steps, budget_s)
+        try:
+            while not self._finished(clock):
+                step = self._progress["step"] + 1
+                values = self._step(step, max((step - 1) / steps, clock.seconds() / budget_s))
+                self._progress |= {"step": step, "seconds": clock.seconds(), "values": values}
+                self._reporter.progress("pretrain", step, steps, budget_s - clock.seconds())
+                if clock.checkpoint_due():
+                    self._save()
+        except Canceled:
+            if self._progress["step"]:
+                self._save()
+            raise
+        self._put(self._best or self._average)
+
+    def _finished(self, clock: _Clock) -> bool:
+        """Evaluates where it is due after the last step, and says whether that was the last one."""
+        step, curve = self._progress["step"], self._progress["curve"]
+        last = clock.last(step)
+        if step and (last or clock.evaluation_due(step)) and not (curve and curve[-1]["step"] == step):
+            begun = time.monotonic()
+            self._evaluate(step, self._progress["values"])
+            clock.evaluated(time.monotonic() - begun)
+        return last or self._stalled()
+
+    def _stalled(self) -> bool:
+        curve = [point["step"] for point in self._progress["curve"]]
+        return self.validates and len([s for s in curve if s > self._progress["best_step"]]) >= PATIENCE
+
+    def _step(self, step: int, done: float) -> dict[str, float]:
+        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * _schedule(done)
+        rng = np.random.default_rng((self._seed, 1, step))
+        sums: dict[str, float] = {}
+        self._optimizer.zero_grad(set_to_none=True)
+        for batch in self._task.draw(rng, SCENES_A_STEP):
+            self._reporter.check_canceled()
+            losses = self._task.losses(batch, rng, jitter=True)
+            torch.stack(list(losses.values())).sum().div(SCENES_A_STEP).backward()
+            for name, loss in losses.items():
+                sums[name] = sums.get(name, 0.0) + float(loss.detach()) / SCENES_A_STEP
+        trained = [p for group in self._optimizer.param_groups for p in group["params"]]
+        # One step that is not finite would spoil the weights for good.
+        if torch.nn.utils.clip_grad_norm_(trained, 1.0).isfinite():
+            self._optimizer.step()
+        keep = min(AVERAGING, step / (step + 9))
+        for name, value in self._trained().items():
+            self._average[name].lerp_(value, 1 - keep)
+        return sums
+
+    def _evaluate(self, step: int, values: dict[str, float]) -> None:
+        point: dict[str, Any] = {"step": step, **{name: round(v, 5) for name, v in values.items()}}
+        if self._validation:
+            with self._averaged():
+                means = self._score()
+            total = sum(means.values())
+            point |= {f"validation_{name}": round(v, 5) for name, v in means.items()} | {"validation": round(total, 5)}
+            if self._progress["best"] is None or total < self._progress["best"]:
+                self._progress |= {"best": total, "best_step": step}
+                self._best = {name: value.clone() for name, value in self._average.items()}
+        self._progress["curve"].append(point)
+        self._reporter.metric("pretrain", step, {k: v for k, v in point.items() if k != "step"})
+
+    def _score(self) -> dict[str, float]:
+        """Mean of each loss over the held-out places; bands and masks are the same each time."""
+        found: dict[str, list[float]] = {}
+        for number, batch in enumerate(self._validation):
+            self._reporter.check_canceled()
+            with torch.inference_mode():
+                losses = self._task.losses(batch, np.random.default_rng((self._seed, 4, number)), jitter=False)
+            for name, loss in losses.items():
+                found.setdefault(name, []).append(float(loss))
+        return {name: float(np.mean(losses)) for name, losses in found.items()}
+
+    def _trained(self) -> dict[str, Tensor]:
+        backbone = self._task.student.backbone
+        return {name: p.detach() for name, p in backbone.named_parameters() if p.requires_grad}
+
+    def _put(self, state: Mapping[str, Tensor]) -> None:
+        for name, value in self._trained().items():
+            value.copy_(state[name])
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The student with its averaged weights."""
+        own = {name: value.clone() for name, value in self._trained().items()}
+        self._put(self._average)
+        try:
+            yield
+        finally:
+            self._put(own)
+
+    def _save(self) -> None:
+        """Writes the checkpoint whole."""
+        tensors = {f"model.{n}": v for n, v in self._trained().items()}
+        tensors |= {f"average.{n}": v for n, v in self._average.items()}
+        tensors |= {f"best.{n}": v for n, v in self._best.items()}
+        tensors |= {f"heads.{n}": v for n, v in self._task.heads.state_dict().items()}
+        for index, state in self._optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{part}": value for part, value in state.items()}
+        plain = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
+        note = {"format": _CHECKPOINT_FORMAT, "identity": self._identity, "progress": json.dumps(self._progress)}
+        with whole_file(self._checkpoint) as part:
+            save_file(plain, part, note)
+
+
+class _Clock:
+    """When to evaluate, to save and to stop: by steps, or by time where there is a budget of it.
+
+    Args:
+        before_s: seconds of earlier runs.
+    """
+
+    def __init__(self, before_s: float, steps: int, budget_s: float) -> None:
+        self._start = self._saved = time.monotonic()
+        self._before, self._steps, self._budget = before_s, steps, budget_s
+        self._last_evaluation = before_s
+        self._cost_s = 0.0
+
+    def seconds(self) -> float:
+        return self._before + time.monotonic() - self._start
+
+    def last(self, step: int) -> bool:
+        return step >= self._steps or self.seconds() > self._budget
+
+    def evaluation_due(self, step: int) -> bool:
+        if self._budget == math.inf:
+            return step % max(1, self._steps // EVALUATIONS) == 0
+        # Never so often that it takes more than a tenth of the time.
+        return self.seconds() - self._last_evaluation > max(self._budget / EVALUATIONS, 10 * self._cost_s)
+
+    def evaluated(self, cost_s: float) -> None:
+        self._cost_s, self._last_evaluation = cost_s, self.seconds()
+
+    def checkpoint_due(self) -> bool:
+        if time.monotonic() - self._saved < CHECKPOINT_S:
+            return False
+        self._saved = time.monotonic()
+        return True
+
+
+def read_checkpoint(path: Path, identity: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Progress and tensors of a checkpoint; JobError unless it is one of this run."""
+    try:
+        with safe_open(path, "pt") as stream:
+            note = stream.metadata() or {}
+            if note.get("format") == _CHECKPOINT_FORMAT and note.get("identity") == identity:
+                names: list[str] = stream.keys()
+                return json.loads(note["progress"]), {name: stream.get_tensor(name) for name in names}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise JobError(
+            f"The checkpoint {path} cannot be read.", "Delete it to start anew.", "CHECKPOINT_BROKEN"
+        ) from error
+    raise JobError(
+        f"The checkpoint {path} belongs to another job: other rasters, another backbone or other settings.",
+        "Run that job again to finish it, delete the file to start anew, or write to another file.",
+        "CHECKPOINT_OTHER_JOB",
+    )
+
+
+def _schedule(done: float) -> float:
+    """Factor of the learning rate: up over the first 3 %, then down along a cosine to a fiftieth."""
+    if done < 0.03:
+        return 0.05 + 0.95 * done / 0.03
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, (done - 0.03) / 0.97)))
