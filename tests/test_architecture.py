@@ -17,15 +17,15 @@ PLUGIN = ROOT / "geopeft_qgis"
 
 # A module of the engine imports only from its own part and from parts to its left.
 ORDER = (
-    "errors events job writing data models objective package runtime training pretext pretraining pretrain fit "
-    "evaluate vectorize predict export quicklook probe schema __main__"
+    "errors events job writing data models objective package classical runtime training pretext pretraining pretrain "
+    "forest fit evaluate vectorize predict export quicklook probe schema __main__"
 ).split()
 # What the direction alone would allow.
 KNOWS_NOTHING_OF = {
     "runtime": {"objective"},
-    "evaluate": {"training", "fit"},
-    "predict": {"objective", "training", "fit"},
-    "export": {"objective", "training", "fit"},
+    "evaluate": {"training", "forest", "fit"},
+    "predict": {"objective", "training", "forest", "fit"},
+    "export": {"objective", "training", "forest", "fit"},
     "__main__": set(ORDER) - {"errors", "events", "job", "__main__"},
 }
 TOP_LEVEL = {"README.md", "metadata.txt", "geopeft_qgis", "engine", "resources", "tests", "build.py", "LICENSE"}

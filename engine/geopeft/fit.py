@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from geopeft import __version__, package
+from geopeft.classical import Classical
 from geopeft.data.bands import Band, resolve_bands, select_bands
-from geopeft.classical import Classical, fit_classical, fit_texture, gather_pixels
 from geopeft.data.chips import Chip, ChipReader, ChipSampler, Site, covering_chips, find_sites, groups_of
 from geopeft.data.labels import IGNORE, Labels, read_labels
 from geopeft.data.normalize import Radiometry, assume_radiometry, between
@@ -24,12 +24,12 @@ from geopeft.data.raster import BandStatistics, RasterInfo, band_statistics, des
 from geopeft.data.split import split_by_blocks
 from geopeft.errors import JobError, LabelError
 from geopeft.events import Reporter
+from geopeft.forest import fit_classical, fit_probe, fit_texture, gather_pixels
 from geopeft.job import ClassStyle, FitJob
 from geopeft.models import SegmentationModel, build, describe_parameters
 from geopeft.models.choose import choose_backbone, input_bands, match_or_refuse, resample_factor
 from geopeft.models.registry import BackboneCard
 from geopeft.models.spec import ModelSpec
-from geopeft.models.texture import FINE_GSD_M
 from geopeft.objective import confusion, figures, fit_blend, softmax
 from geopeft.runtime import PROJECTION, choose_device, fill_invalid, fill_values, peak_memory_mb
 from geopeft.training import BATCH, FINISH_SHARE, Trainer
@@ -37,11 +37,10 @@ from geopeft.writing import check_target, write_bytes
 
 MAX_VALIDATION_CHIPS = 64
 # The network's share of the blend before any held-out label has spoken.
-NETWORK_PRIOR = 0.5
+NETWORK_PRIOR = 0.3
 _BLEND_PIXELS = 2000
 # Held-out places a class needs before their loss says which step was best.
 TRUSTED_PLACES = 3
-TEACH = True
 # A band that has no data on this part of the pixels where all others have it is left out.
 MAY_LACK = 0.05
 
@@ -108,6 +107,7 @@ def prepare(job: FitJob, reporter: Reporter) -> Prepared:
         num_classes=len(labels.classes),
         gsd_m=gsd_m,
         resample=resample,
+        probe=card.pretrained and not job.from_scratch and job.decoder != "linear",
         rank=job.rank,
         chip_size_px=card.chip_size_px,
     )
@@ -211,25 +211,24 @@ def _train(job: FitJob, prepared: Prepared, model: SegmentationModel, start: flo
         _check_sites(sites, names)
         held = _hold_out(job, prepared, reader, sites, reporter)
         texture = fit_texture(reader, sites, spec.bands, spec.gsd_m, fill, job.seed)
-        pixels = gather_pixels(reader, sites, texture, fill, len(names), job.seed)
-        model_bytes = fit_classical(pixels.of(held.taught), len(names), len(spec.bands), job.seed)
-        classical = Classical(texture, model_bytes, len(names))
+        pixels = gather_pixels(reader, sites, texture, model, fill, job.seed)
+        taught = pixels.of(held.taught)
+        classical = Classical(texture, fit_classical(taught, len(names), len(spec.bands), job.seed), len(names))
+        if model.probe is not None:
+            model.probe.put(*(torch.from_numpy(array) for array in fit_probe(taught, len(names))))
         sampler = ChipSampler(reader, [sites[i] for i in held.taught], held.withheld, size, job.seed)
-        # In coarse imagery most classes are a matter of spectrum, where the classical map helps a network; in fine
-        # imagery shape decides, and it holds one back.
-        teacher = classical if spec.gsd_m >= FINE_GSD_M and TEACH else None
-        trainer = Trainer(model, sampler, held.chips, reporter, teacher, held.places >= TRUSTED_PLACES * len(names))
+        trainer = Trainer(model, sampler, held.chips, reporter, held.places >= TRUSTED_PLACES * len(names))
         budget = job.max_minutes * 60 if job.max_minutes else math.inf
         steps = job.steps or _default_steps(len(held.taught))
         # What is held out teaches in the end, unless the user keeps it apart.
-        last = trainer.finishing_steps(steps) if held.withheld else 0
-        done = trainer.train(steps, last, start + budget * (1 - FINISH_SHARE / 2 if last else 1))
+        last = FINISH_SHARE if held.withheld else 0.0
+        done = trainer.train(steps, round(steps * last), start + budget * (1 - last / 2))
         blend, metrics = _blend(trainer, classical, held, names, job.seed)
         if last:
+            everything = ChipSampler(reader, sites, [], size, job.seed)
+            trainer.finish(everything, math.ceil(trainer.best_step * last), done, start + budget)
             classical = Classical(texture, fit_classical(pixels, len(names), len(spec.bands), job.seed), len(names))
-            trainer.teacher = classical if teacher else None
-            trainer.finish(ChipSampler(reader, sites, [], size, job.seed), last, steps, start + budget)
-    how = {"steps": done, "best_step": trainer.best_step, "finishing_steps": last, "batch": BATCH}
+    how = {"steps": done, "best_step": trainer.best_step, "batch": BATCH}
     how |= {"chip_size_px": size, "rank": job.rank}
     return Fitted(metrics | {"split": held.sentence}, how, classical, blend)
 
@@ -313,8 +312,8 @@ def _blend(
 
 
 def _default_steps(places: int) -> int:
-    """From 120 steps for a handful of labelled places to 220 for a hundred and more."""
-    return int(min(220, 120 + places))
+    """From 70 steps for a handful of labelled places to 220 for eighty and more: few are soon learned by heart."""
+    return int(min(220, 60 + 2 * places))
 
 
 def _check_sites(sites: Sequence[Site], names: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from geopeft.data.labels import IGNORE
 
 _RESAMPLES = 1000
-_PRIOR_PLACES = 4.0
+_PRIOR_PLACES = 8.0
 _USUAL_TEMPERATURE = 1.5
 _TEMPERATURES = (0.8, 1.0, 1.25, 1.5, 2.0, 2.5, 3.5)
 

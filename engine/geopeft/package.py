@@ -59,7 +59,7 @@ class BaseWeights(BaseModel):
 
 
 class Blend(BaseModel):
-    """How network and classical part make one map: network * softmax(logits / temperature) + (1 - network) * classical."""
+    """One map of two parts: network * softmax(logits / temperature) + (1 - network) * classical."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 

@@ -34,6 +34,9 @@ MOST_BANDS = 32
 GAIN, OFFSET = 0.1, 0.1
 # Chips are resampled by up to this factor, finer and coarser.
 RESAMPLING = 2.0
+# A teacher is blind to a band that is further than this part of its wavelength from all that it knows, and is not
+# followed where this share of what the student sees is such.
+FAR_OFF, BLIND_SHARE = 0.2, 0.25
 # Batches, of two chips each, that tell the spread of a teacher's channels.
 TEACHER_BATCHES = 24
 # A teacher sees at most so many of its own chips a side: attention over a large chip costs more than it teaches.
@@ -192,9 +195,22 @@ class Task:
         losses = {"rebuild": rebuild_loss(rebuilt.float(), values, valid, counted & hidden)}
         place = rng.random(2)
         for teacher in self._teachers:
-            if teacher.networks[batch.scene] is not None:
+            if self._may_follow(teacher, batch):
                 losses[teacher.name] = self._follow(teacher, batch, values, counted, maps, place)
         return losses
+
+    def _may_follow(self, teacher: Teacher, batch: Batch) -> bool:
+        """Whether the teacher's bands are there and it is not blind to much of what is shown: a network that sees more
+        than red, green and blue would learn from their teacher to look away from the rest."""
+        view = teacher.views[batch.scene]
+        if teacher.networks[batch.scene] is None or view is None:
+            return False
+        if teacher.any_optical or not self.student.any_optical:
+            return True
+        wavelengths = np.array(self._wavelengths[batch.scene])
+        known, shown = wavelengths[list(view.bands)], wavelengths[list(batch.seen)]
+        far = np.abs(shown[:, None] / known - 1).min(1) > FAR_OFF
+        return float(far.mean()) < BLIND_SHARE
 
     def _draw(self, scene: int, rng: np.random.Generator) -> Batch:
         bands, seen = self._pick_bands(scene, rng)

@@ -104,7 +104,7 @@ def _scenes(job: PretrainJob, card: BackboneCard, reporter: Reporter) -> list[Sc
 
 def _scene(job: PretrainJob, card: BackboneCard, path: str) -> SceneBands:
     info = describe(path)
-    bands = tuple(b for b in _asked_for(info, job.bands) if b.spectral and optical_wavelength(b) is not None)
+    bands = tuple(b for b in _asked_for(info, job.bands) if optical_wavelength(b) is not None)
     if not bands:
         match_or_refuse(card, info.bands, False)
         raise BandError(f"{path} has no optical band of those asked for.", "Name others with --bands.")
@@ -348,7 +348,12 @@ def _recipe(job: PretrainJob, base: BaseWeights, started_from: str, scenes: Sequ
 
 
 def _write(out: Path, state: dict[str, Tensor], card: BackboneCard, base: BaseWeights, recipe: dict[str, Any]) -> None:
-    note = {"format": FORMAT, "backbone": card.network, "licence": base.licence or card.licence, "recipe": json.dumps(recipe)}
+    note = {
+        "format": FORMAT,
+        "backbone": card.network,
+        "licence": base.licence or card.licence,
+        "recipe": json.dumps(recipe),
+    }
     data = save(state, note)
     check_target(out, len(data))
     write_bytes(out, data)

@@ -26,7 +26,10 @@ from geopeft.pretext import Task
 from geopeft.writing import whole_file
 
 SCENES_A_STEP = 3
-BACKBONE_RATES = {"full": 3e-4, "lora": 1e-3}
+# Full tuning at a higher rate loses more of what the start knows than so little imagery can give back: at 3e-4 a linear
+# probe of buildings fell by 2 mIoU points within 1500 steps.
+BACKBONE_RATES = {"full": 5e-5, "lora": 1e-3}
+NEW_RATE = 5e-4
 HEAD_RATE = 1e-3
 WEIGHT_DECAY = 0.02
 # Weights averaged over about the last 500 steps.
@@ -51,9 +54,12 @@ class Pretrainer:
     def __init__(self, task: Task, reporter: Reporter, *, seed: int, identity: str, checkpoint: Path) -> None:
         self._task, self._reporter = task, reporter
         self._seed, self._identity, self._checkpoint = seed, identity, checkpoint
-        self._rates = (BACKBONE_RATES[task.student.adapter], HEAD_RATE)
-        backbone = [p for p in task.student.backbone.parameters() if p.requires_grad]
-        groups = [{"params": backbone}, {"params": list(task.heads.parameters())}]
+        self._rates = (BACKBONE_RATES[task.student.adapter], NEW_RATE, HEAD_RATE)
+        backbone = task.student.backbone
+        named = [(name.split(".")[0], p) for name, p in backbone.named_parameters() if p.requires_grad]
+        known = [p for part, p in named if part not in backbone.new_parts]
+        new = [p for part, p in named if part in backbone.new_parts]
+        groups = [{"params": known}, {"params": new}, {"params": list(task.heads.parameters())}]
         self._optimizer = torch.optim.AdamW(groups, HEAD_RATE, weight_decay=WEIGHT_DECAY)
         self._average = {name: value.clone() for name, value in self._trained().items()}
         self._best: dict[str, Tensor] = {}

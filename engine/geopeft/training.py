@@ -11,9 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from geopeft.classical import Classical
 from geopeft.data.chips import Chip, ChipSampler
-from geopeft.data.labels import IGNORE
 from geopeft.events import Reporter
 from geopeft.models import SegmentationModel
 from geopeft.objective import balanced_cross_entropy, confusion, figures
@@ -26,17 +24,15 @@ PATIENCE = 8
 # runs here take a few times as much, and a decoder that starts from nothing more still.
 ADAPTER_LEARNING_RATES = {"lora": 1.5e-3, "full": 2e-4}
 DECODER_LEARNING_RATE = 2e-3
+# The probe is fitted already when training begins.
+PROBE_LEARNING_RATE = 1e-4
 WEIGHT_DECAY = 0.01
 # Weights averaged over about the last 1 / (1 - 0.95) = 20 steps: with few labels single steps jump.
 AVERAGING = 0.95
 
 # The decoder learns alone first: through one that knows nothing yet, an adapter would learn noise.
 ALONE_SHARE = 0.3
-# With a teacher: how much its map counts beside the labels, at how many pixels a step, and chips from anywhere.
-TEACHER_WEIGHT = 0.5
-TEACHER_PIXELS = 4096
-ANYWHERE = 3
-# After validation the held-out labels teach too, for this part of the steps and at a falling rate.
+# After validation the held-out labels teach too, for this part of the steps that proved best and at a falling rate.
 FINISH_SHARE = 0.25
 FINISH_RATE = 0.4
 
@@ -51,7 +47,6 @@ class Trainer:
         sampler: draws the training chips.
         validation: chips of the held-out places; empty where too few labels are there to hold any out.
         reporter: gets progress, and loss and mIoU as metrics.
-        teacher: its soft map is learned at unlabelled pixels beside the labels.
         trusts_validation: the best weights are those with the lowest validation loss; else the last, averaged ones.
     """
 
@@ -61,12 +56,10 @@ class Trainer:
         sampler: ChipSampler,
         validation: ValidationChips,
         reporter: Reporter,
-        teacher: Classical | None = None,
         trusts_validation: bool = True,
     ) -> None:
         self.model, self._sampler, self._validation, self._reporter = model, sampler, validation, reporter
-        self.teacher, self._trusts = teacher, trusts_validation
-        self._rng = np.random.default_rng(0)
+        self._trusts = trusts_validation
         self._device = next(model.parameters()).device
         # Convolutions and the norms over channels both read the channels of a pixel side by side.
         model.to(memory_format=torch.channels_last)
@@ -92,6 +85,7 @@ class Trainer:
         optimizer = self._optimizer()
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warm_then_cosine(step, steps))
         alone = round(ALONE_SHARE * steps) if self.model.spec.adapter == "lora" else 0
+        self._validate(0, math.nan)
         for step in range(1, steps + 1):
             self._let_adapter_learn(step > alone)
             loss = self._step(optimizer)
@@ -112,16 +106,12 @@ class Trainer:
         self.model.eval()
         return step
 
-    def finishing_steps(self, steps: int) -> int:
-        """How many steps `finish` takes after `steps` of training; 0 where nothing was held out."""
-        return round(FINISH_SHARE * steps) if self._validation else 0
-
     def finish(self, sampler: ChipSampler, steps: int, done: int, deadline: float = math.inf) -> None:
         """The last steps, on all labels: what was held out has told all it can and may teach now.
 
         Args:
             sampler: draws from all labelled places.
-            steps, done: how many to do, and how many were planned before.
+            steps, done: how many to do, and how many were done before.
         """
         self._sampler = sampler
         optimizer = self._optimizer()
@@ -147,7 +137,7 @@ class Trainer:
 
     def _step(self, optimizer: torch.optim.Optimizer) -> float:
         self.model.train()
-        values, valid, class_ids = self._sampler.batch(BATCH, ANYWHERE if self.teacher is not None else 0)
+        values, valid, class_ids = self._sampler.batch(BATCH)
         raw = torch.from_numpy(fill_invalid(values, valid, self._fill)).to(self._device)
         truth = torch.from_numpy(class_ids.astype(np.int64)).to(self._device)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._half_backbone):
@@ -155,23 +145,11 @@ class Trainer:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._half):
             logits = self.model.decode(features, standardised)
         loss = balanced_cross_entropy(logits, truth, self._class_weights(class_ids))
-        if self.teacher is not None:
-            loss = loss + TEACHER_WEIGHT * self._teacher_loss(logits, raw, valid & (class_ids == IGNORE))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], 1.0)
         optimizer.step()
         return float(loss.detach())
-
-    def _teacher_loss(self, logits: torch.Tensor, raw: torch.Tensor, unlabelled: np.ndarray) -> torch.Tensor:
-        """Cross entropy with the teacher's probabilities at a sample of the unlabelled pixels (B, h, w)."""
-        chips, rows, cols = np.nonzero(unlabelled)
-        if self.teacher is None or not len(chips):
-            return logits.sum() * 0
-        some = self._rng.integers(len(chips), size=min(TEACHER_PIXELS, len(chips)))
-        places = (chips[some], slice(None), rows[some], cols[some])
-        soft = torch.from_numpy(self.teacher.probabilities_at(raw, *(places[i] for i in (0, 2, 3)))).to(logits)
-        return -(soft * logits[places].log_softmax(1)).sum(1).mean()
 
     def _class_weights(self, class_ids: np.ndarray) -> torch.Tensor:
         """Root of the inverse frequency in these chips: full balance would let single pixels shout."""
@@ -188,13 +166,13 @@ class Trainer:
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         rate = ADAPTER_LEARNING_RATES.get(self.model.spec.adapter, DECODER_LEARNING_RATE)
-        own = {id(p) for p in self._adapter}
-        rest = [p for p in self.model.parameters() if p.requires_grad and id(p) not in own]
-        groups: list[dict[str, Any]] = [{"params": rest, "lr": DECODER_LEARNING_RATE}]
-        return [*groups, {"params": self._adapter, "lr": rate}] if self._adapter else groups
+        probe = list(self.model.probe.parameters()) if self.model.probe is not None else []
+        rest = [*self.model.decoder.parameters(), *self.model.head.parameters()]
+        groups = ((rest, DECODER_LEARNING_RATE), (self._adapter, rate), (probe, PROBE_LEARNING_RATE))
+        return [{"params": parameters, "lr": own_rate} for parameters, own_rate in groups if parameters]
 
     def _validate(self, step: int, loss: float) -> None:
-        values = {"loss": loss}
+        values = {"loss": loss} if math.isfinite(loss) else {}
         if self._validation:
             with self._averaged():
                 validation_loss, matrices = self._score()
@@ -205,7 +183,8 @@ class Trainer:
                 self._best = {name: tensor.clone() for name, tensor in self._average.items()}
         if self._best is None:
             self.best_step = step
-        self._reporter.metric("fit", step, values)
+        if values:
+            self._reporter.metric("fit", step, values)
 
     def _score(self) -> tuple[float, list[np.ndarray]]:
         """Mean of the classes' mean losses, and one confusion matrix for each validation chip."""

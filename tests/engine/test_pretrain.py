@@ -15,11 +15,12 @@ from conftest import MakeRaster  # type: ignore[import-not-found]
 from geopeft import pretext, pretrain, pretraining
 from geopeft.errors import Canceled, GeopeftError
 from geopeft.events import Reporter
-from geopeft.job import parse
+from geopeft.job import PretrainJob, parse
 from geopeft.models.backbones import BACKBONES
 from geopeft.models.backbones.adapted import read_header
 from geopeft.models.choose import named_card
 from geopeft.models.segmentation import build_backbone, load_pretrained
+from geopeft.models.weights import RESOURCES
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -270,3 +271,12 @@ def test_what_is_written_is_finite(run: Callable[..., Any], six: Path) -> None:
     with safe_open(run(six)["backbone"], "pt") as stream:
         names: list[str] = stream.keys()
         assert all(torch.isfinite(stream.get_tensor(name)).all() for name in names)
+
+
+def test_the_recipe_of_the_box_is_a_job_and_shows_no_region_that_judges() -> None:
+    recipe = json.loads((RESOURCES / "backbones" / "recipe.json").read_text(encoding="utf-8"))
+    job = parse(recipe)
+    assert isinstance(job, PretrainJob) and job.backbone == "geopeft_small"
+    folders = {Path(raster).parts[1] for raster in job.rasters if len(Path(raster).parts) == 3}
+    assert len(job.rasters) > 50 and all(name.startswith(("train_", "unlabelled_")) for name in folders)
+    assert not any(word in raster for raster in job.rasters for word in ("unseen", "leipzig", "sample"))

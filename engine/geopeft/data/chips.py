@@ -249,14 +249,9 @@ class ChipSampler:
         roots = {c: np.sqrt([site.pixels for site in own]) for c, own in self._sites.items()}
         self._odds = {c: root / root.sum() for c, root in roots.items()}
 
-    def batch(self, count: int, anywhere: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(values (B, C, s, s) float32, valid (B, s, s) bool, class ids (B, s, s) uint8), turned at random (D4).
-
-        Args:
-            count: B.
-            anywhere: how many of them come from any place of the rasters, labelled or not.
-        """
-        chips = [self._draw_anywhere() if number < anywhere else self._draw() for number in range(count)]
+    def batch(self, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(values (B, C, s, s) float32, valid (B, s, s) bool, class ids (B, s, s) uint8), turned at random (D4)."""
+        chips = [self._draw() for _ in range(count)]
         turns = self._rng.integers(0, 8, count)
         values = np.stack([turn(chip.values, n) for chip, n in zip(chips, turns, strict=True)])
         valid = np.stack([turn(chip.valid, n) for chip, n in zip(chips, turns, strict=True)])
@@ -270,23 +265,8 @@ class ChipSampler:
         row, col = (int(p) - int(self._rng.integers(self._size)) for p in point)
         shape = self._reader.infos[site.raster_index].geobox.shape
         row, col = (_inside(start, self._size, length) for start, length in zip((row, col), shape, strict=True))
-        return self._read(site.raster_index, row, col)
-
-    def _draw_anywhere(self) -> Chip:
-        """A chip from anywhere; a few tries to find one that has data."""
-        for _ in range(4):
-            index = int(self._rng.integers(len(self._reader.infos)))
-            shape = self._reader.infos[index].geobox.shape
-            row, col = (int(self._rng.integers(max(length - self._size, 0) + 1)) for length in shape)
-            row, col = (_inside(start, self._size, length) for start, length in zip((row, col), shape, strict=True))
-            chip = self._read(index, row, col)
-            if chip.valid.any():
-                break
-        return chip
-
-    def _read(self, raster_index: int, row: int, col: int) -> Chip:
-        chip = self._reader.read(raster_index, row, col, self._size, self._size)
-        held = self._held.get(raster_index)
+        chip = self._reader.read(site.raster_index, row, col, self._size, self._size)
+        held = self._held.get(site.raster_index)
         if held is not None:
             taught = ~np.isin(groups_of(chip, row, col), held)
             chip = replace(chip, class_ids=np.where(taught, chip.class_ids, IGNORE).astype(np.uint8))

@@ -21,6 +21,7 @@ def run(job: ModelsJob, reporter: Reporter) -> dict[str, Any]:
             "licence": card.licence,
             "paper": card.paper,
             "bands": [band.name for band in card.bands],
+            "any_optical_band": card.any_optical,
             "gsd_m": list(card.gsd_m) if card.gsd_m else None,
             "parameters_m": card.parameters_m,
             "adapters": list(card.adapters),

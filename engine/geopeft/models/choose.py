@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from geopeft.data.bands import Band, is_not_spectral, match_bands
+from geopeft.data.bands import Band, match_bands
 from geopeft.data.normalize import Radiometry
 from geopeft.data.raster import BandStatistics
 from geopeft.errors import BandError, RasterError, WeightsError
@@ -113,7 +113,7 @@ def optical_bands(bands: Sequence[Band]) -> dict[str, Band]:
     found: dict[str, Band] = {}
     for band in bands:
         length = optical_wavelength(band)
-        if length is not None and not is_not_spectral(band.name):
+        if length is not None:
             name = f"{length:g} um"
             found[name if name not in found else f"{name} ({band.index})"] = band
     return found

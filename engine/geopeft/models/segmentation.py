@@ -15,6 +15,7 @@ from geopeft.models.adapters.adapter import Adapter, require_fit
 from geopeft.models.backbones import BACKBONES
 from geopeft.models.backbones.backbone import Backbone, load_exactly
 from geopeft.models.decoders import DECODERS
+from geopeft.models.probe import Probe
 from geopeft.models.registry import BackboneCard, load_builder
 from geopeft.models.sizes import resize, resize_to_grid
 from geopeft.models.spec import ModelSpec
@@ -55,7 +56,8 @@ class SegmentationModel(nn.Module):
             list(backbone.out_channels), strides, len(spec.bands), num_classes=spec.num_classes
         )
         self.head = nn.Conv2d(self.decoder.out_channels, spec.num_classes, 1)
-        _init_head(self.head)
+        self.probe = Probe(backbone.out_channels, strides, spec.num_classes) if spec.probe else None
+        _init_head(self.head, zero=spec.probe)
 
     def forward(self, raw: Tensor) -> Tensor:
         return self.decode(*self.encode(raw))
@@ -73,6 +75,8 @@ class SegmentationModel(nn.Module):
     def decode(self, features: list[Tensor], standardised: Tensor) -> Tensor:
         """Logits (B, K, H, W) float32 from what `encode` gives."""
         logits: Tensor = self.head(self.decoder(features, standardised))
+        if self.probe is not None:
+            logits = logits + self.probe(features, *standardised.shape[-2:])
         return logits.float()
 
     def train(self, mode: bool = True) -> SegmentationModel:
@@ -83,13 +87,14 @@ class SegmentationModel(nn.Module):
         return self
 
     def trainable_state(self) -> dict[str, Tensor]:
-        """What a package stores: adapter.*, decoder.* and head.*, detached, on the CPU."""
+        """What a package stores: adapter.*, decoder.*, head.* and probe.*, detached, on the CPU."""
         if self.adapter is None:
             raise JobError("A model opened for prediction has no separate adapter.", "Build it with merged=False.")
         parts = {
             "adapter": self.adapter.state(self.backbone),
             "decoder": self.decoder.state_dict(),
             "head": self.head.state_dict(),
+            "probe": self.probe.state_dict() if self.probe is not None else {},
         }
         return {
             f"{part}.{key}": value.detach().to("cpu", copy=True).contiguous()
@@ -107,9 +112,11 @@ class SegmentationModel(nn.Module):
 
     def load_decoder(self, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Decoder and head of a state that `split_state` has divided."""
-        for part, module in (("decoder", self.decoder), ("head", self.head)):
-            require_fit(parts[part], {k: tuple(v.shape) for k, v in module.state_dict().items()}, part)
-            module.load_state_dict(dict(parts[part]))
+        for part, module in (("decoder", self.decoder), ("head", self.head), ("probe", self.probe)):
+            expected = module.state_dict() if module is not None else {}
+            require_fit(parts[part], {k: tuple(v.shape) for k, v in expected.items()}, part)
+            if module is not None:
+                module.load_state_dict(dict(parts[part]))
 
     def _features(self, inputs: Tensor) -> list[Tensor]:
         resample = self.spec.resample
@@ -212,8 +219,8 @@ def describe_parameters(model: SegmentationModel) -> dict[str, int]:
 
 
 def split_state(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """A package's tensors by part: adapter, decoder, head. A name of no part stays under its own and fails there."""
-    parts: dict[str, dict[str, Tensor]] = {"adapter": {}, "decoder": {}, "head": {}}
+    """A package's tensors by part. A name of no part stays under its own and fails there."""
+    parts: dict[str, dict[str, Tensor]] = {"adapter": {}, "decoder": {}, "head": {}, "probe": {}}
     for key, value in state.items():
         part, _, name = key.partition(".")
         if part in parts:
@@ -269,11 +276,14 @@ def load_pretrained(
     return base
 
 
-def _init_head(head: nn.Conv2d) -> None:
-    """Small logits at the start, so that no class is favoured; the identity where the decoder already gives classes."""
+def _init_head(head: nn.Conv2d, zero: bool) -> None:
+    """Small logits at the start, so that no class is favoured; none beside a probe, which says all at the start; the
+    identity where the decoder already gives classes."""
     if head.bias is not None:
         nn.init.zeros_(head.bias)
-    if head.in_channels == head.out_channels:
+    if zero:
+        nn.init.zeros_(head.weight)
+    elif head.in_channels == head.out_channels:
         nn.init.dirac_(head.weight)
     else:
         nn.init.normal_(head.weight, std=0.02)

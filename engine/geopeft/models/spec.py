@@ -41,6 +41,7 @@ class ModelSpec(BaseModel):
     num_classes: int = Field(ge=2, le=254)
     gsd_m: float = Field(gt=0, description="pixel size of the chips")
     resample: float = Field(default=1.0, gt=0, description="the backbone sees chips resized by this factor")
+    probe: bool = Field(default=False, description="logits start from a linear probe of the backbone's features")
     rank: int = Field(default=16, ge=1, le=256)
     chip_size_px: int = Field(ge=8, le=4096, description="side of the chips the model was fitted on")
 

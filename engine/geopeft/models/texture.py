@@ -108,4 +108,5 @@ def principal_components(standardised: Tensor, count: int) -> Tensor:
     values, vectors = torch.linalg.eigh(centred.T @ centred / max(len(centred) - 1, 1))
     chosen = vectors[:, -count:].flip(1) / values[-count:].flip(0).clamp_min(1e-6).sqrt()
     signs = chosen.gather(0, chosen.abs().argmax(0, keepdim=True)).sign()
-    return (chosen * signs).T.float().contiguous()
+    result: Tensor = (chosen * signs).T.float().contiguous()
+    return result

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from geopeft.data.bands import ROLES, NamedBand
+from geopeft.data.bands import ROLES, NamedBand, is_not_spectral
 
 # Sentinel-2's centres, which lie where most optical sensors have a band.
 ANCHORS_UM = (0.443, 0.49, 0.56, 0.665, 0.705, 0.74, 0.783, 0.842, 0.945, 1.375, 1.61, 2.19)
@@ -33,6 +33,8 @@ def anchor_weights(wavelengths_um: Sequence[float]) -> NDArray[np.float32]:
 
 def optical_wavelength(band: NamedBand) -> float | None:
     """The band's own wavelength, else the usual one of its role; None where it is not known to be optical."""
+    if is_not_spectral(band.name):
+        return None
     length = band.wavelength_um
     if length is None and band.common in ROLES:
         length = ROLES[band.common][0]

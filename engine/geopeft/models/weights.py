@@ -176,9 +176,9 @@ def _adapted_files(folder: Path) -> Iterator[Path]:
 
 
 def _missing_adapted(card: BackboneCard) -> WeightsError:
+    which = f"{card.network} as it was adapted to other imagery (sha256 {card.weights.sha256[:12]}...)"
     return WeightsError(
-        f"This needs the backbone {card.network} as it was adapted to other imagery (sha256 {card.weights.sha256[:12]}...), and that file "
-        "is not at hand.",
+        f"This needs the backbone {which}, and that file is not at hand.",
         "Put the file that the pretrain job wrote into your weights folder, under any name.",
         "WEIGHTS_MISSING",
     )

@@ -17,6 +17,7 @@ from geopeft.models.choose import choose_backbone, named_card
 from geopeft.models.segmentation import build_backbone
 from geopeft.models.spec import InputBand, ModelSpec
 from geopeft.models.weights import file_sha256
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 BANDS = (InputBand(name="red", wavelength_um=0.66), InputBand(name="nir", wavelength_um=0.85))
@@ -67,6 +68,9 @@ def test_it_is_found_in_the_weights_folder_under_any_name(file: Path, home: Path
     folder.mkdir()
     save_file({"x": torch.ones(1)}, folder / "a.safetensors")
     (folder / "b.safetensors").write_bytes(b"broken")
+    with safe_open(file, "pt") as stream:
+        note = stream.metadata()
+    save_file({"x": torch.ones(1)}, folder / "c.safetensors", note)
     shutil.copy(file, folder / "renamed by a colleague.safetensors")
     assert build(spec(name), weights_dir=str(folder)).base_weights.how.startswith("the weights folder")
 

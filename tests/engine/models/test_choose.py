@@ -34,13 +34,28 @@ def no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_multispectral_satellite_gets_galileo_where_its_weights_are(shared: Path) -> None:
     name, sentence = choose(SIX, 10, shared / "weights")
     assert name == "galileo_nano"
-    assert "6 spectral bands at 10 m" in sentence
+    assert "6 optical bands at 10 m" in sentence
 
 
-def test_without_weights_and_network_auto_falls_back_and_says_so(tmp_path: Path) -> None:
+def test_without_weights_and_network_auto_takes_the_model_in_the_box_and_says_so(tmp_path: Path) -> None:
     name, sentence = choose(SIX, 10, tmp_path)
-    assert name == "tf_efficientnet_lite0"
-    assert "galileo_nano" in sentence
+    assert name == "geopeft_small"
+    assert "galileo_nano" in sentence and "6 optical bands at 10 m" in sentence
+
+
+def test_two_known_bands_are_enough_for_the_model_in_the_box(tmp_path: Path) -> None:
+    assert choose((*UNKNOWN, Band(4, "0.9 um", 0.9), Band(5, "red", None, "red")), 30, tmp_path)[0] == "geopeft_small"
+
+
+def test_where_no_band_is_known_nothing_pretrained_fits(shared: Path) -> None:
+    name, sentence = choose(UNKNOWN, 10, shared / "weights")
+    assert name == "scratch_unet" and "0 optical bands" in sentence
+
+
+def test_a_vision_transformer_is_taken_for_pictures_if_its_weights_are_in_the_users_folder(tmp_path: Path) -> None:
+    (tmp_path / "vit_small_patch14_dinov2.lvd142m.safetensors").touch()
+    assert choose(RGB, 0.1, tmp_path)[0] == "vit_small_patch14_dinov2.lvd142m"
+    assert choose(SIX, 10, tmp_path)[0] == "geopeft_small"
 
 
 @pytest.mark.parametrize(("bands", "gsd_m"), [(RGB, 0.1), (RGB, 30), (SIX, 0.6)])

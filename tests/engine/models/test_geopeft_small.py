@@ -115,12 +115,12 @@ def spec(bands: tuple[InputBand, ...]) -> ModelSpec:
 
 
 def test_bands_without_a_wavelength_go_through_the_skip_only() -> None:
-    bands = (Band(1, "dem"), Band(2, "red", None, "red"), Band(3, "NDVI"), Band(4, "0.9 um", 0.9))
+    bands = (Band(1, "dem"), Band(2, "red", None, "red"), Band(3, "NDVI", 0.7), Band(4, "0.9 um", 0.9))
     matched = match_or_refuse(CARD, bands, ordered=False)
     assert {name: band.index for name, band in matched.items()} == {"0.665 um": 2, "0.9 um": 4}
     statistics = BandStatistics(*(np.ones(4) for _ in range(6)))
     inputs, sentence = input_bands(CARD, matched, bands, statistics, Radiometry("unknown", 1.0, 0.0, ""))
-    assert [band.wavelength_um for band in inputs] == [None, 0.665, None, 0.9] and sentence == ""
+    assert [band.wavelength_um for band in inputs] == [None, 0.665, 0.7, 0.9] and sentence == ""
     model = build(spec(inputs), pretrained=False)
     seen: list[torch.Tensor] = []
     model.backbone.register_forward_pre_hook(lambda module, args: seen.append(args[0]))

@@ -16,12 +16,15 @@ class Backbone(nn.Module):
     Attributes:
         out_channels, strides: of each feature map; a map has ceil(H / stride) rows.
         adapter_targets: last parts of the names of the linear layers and pointwise convolutions that LoRA updates.
+        new_parts: first parts of the names of parameters that no published weights were made for; in pretraining they
+            learn faster than the rest.
         never_trained: parameters that take no part with the bands in use; no adapter trains or stores them.
     """
 
     out_channels: Sequence[int]
     strides: Sequence[int]
     adapter_targets: Sequence[str] = ()
+    new_parts: Sequence[str] = ()
     never_trained: frozenset[str] = frozenset()
 
     def load_weights(self, state: Mapping[str, Tensor]) -> None:

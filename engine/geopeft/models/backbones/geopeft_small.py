@@ -43,6 +43,8 @@ def build(card: BackboneCard, band_names: tuple[str, ...], *, wavelengths_um: Se
 class GeopeftSmall(Backbone):
     """(B, bands, H, W) standardised -> maps at strides 2, 4, 8, 16 and 32."""
 
+    new_parts = ("stem",)
+
     def __init__(self, wavelengths_um: Sequence[float]) -> None:
         super().__init__()
         net = make_net(NETWORK)
