@@ -26,8 +26,10 @@ TREES = 64
 MOST_LEAVES = 32
 LEAST_IN_LEAF = 3
 FOREST_SHARE = 0.5
-# How little the coefficients of standardised features are held back: bands are few, a backbone's features hundreds.
-LINEAR_C, PROBE_C = 1.0, 1e-3
+# How little the coefficients of standardised features are held back: bands are few, a backbone's features hundreds. The
+# probe is held back the same whatever the number of pixels, so that its logits do not shrink to nothing where they are
+# few.
+LINEAR_C, PROBE_C_PIXELS = 1.0, 5.0
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,7 @@ def fit_classical(pixels: Pixels, num_classes: int, bands: int, seed: int) -> by
 
 def fit_probe(pixels: Pixels, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """The linear probe of the backbone's features: (K, D) weights and (K,) offsets of the logits."""
-    return _fit_linear(pixels.deep, pixels, num_classes, PROBE_C)
+    return _fit_linear(pixels.deep, pixels, num_classes, PROBE_C_PIXELS / len(pixels.classes))
 
 
 def _fit_linear(

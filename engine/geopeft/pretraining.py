@@ -28,8 +28,8 @@ from geopeft.writing import whole_file
 SCENES_A_STEP = 3
 # Full tuning at a higher rate loses more of what the start knows than so little imagery can give back: at 3e-4 a linear
 # probe of buildings fell by 2 mIoU points within 1500 steps.
-BACKBONE_RATES = {"full": 5e-5, "lora": 1e-3}
-NEW_RATE = 5e-4
+BACKBONE_RATES = {"full": 1e-5, "lora": 1e-3}
+NEW_RATE = 1e-4
 HEAD_RATE = 1e-3
 WEIGHT_DECAY = 0.02
 # Weights averaged over about the last 500 steps.

@@ -15,7 +15,7 @@ import pytest
 import rasterio
 import shapely
 import torch
-from geopeft import evaluate, export, fit, predict
+from geopeft import evaluate, export, fit, package, predict
 from geopeft.errors import Canceled, GeopeftError
 from geopeft.events import Reporter
 from geopeft.job import parse
@@ -183,6 +183,36 @@ def test_evaluate_agrees_with_the_map(scene: Path, mapped: dict[str, Any]) -> No
                 expected[1 if name == "forest" else 0, value - 1] += count
     assert matrix.tolist() == expected.tolist()
     assert json.loads((scene / "e.json").read_text())["miou"]["value"] == outputs["figures"]["miou"]["value"]
+
+
+def test_each_part_is_scored_by_itself_and_the_blend_is_the_packages(scene: Path) -> None:
+    common = {"rasters": [str(scene / "scene.tif")], "labels": str(scene / "labels.gpkg"), "device": "cpu"}
+    job = {"job": "evaluate", "model": str(scene / "model.geopeft"), **common}
+    scores = {part: run(job | {"part": part})["figures"]["miou"]["value"] for part in ("", "network", "classical")}
+    assert min(scores.values()) > 0.9
+    metrics = package.read_manifest(scene / "model.geopeft").metrics
+    assert set(metrics["parts"]) == {"network", "classical"} and min(metrics["parts"].values()) > 0.9
+    # The parts' probabilities differ, and the blend lies between them by the package's share.
+    runtimes = {part: Runtime.open(scene / "model.geopeft", "cpu", "", Reporter(), part) for part in scores}
+    values, _ = world(seed=5, size=64)
+    chip, valid = values[None].astype(np.float32), np.ones((1, 64, 64), bool)
+    found = {part: runtime.probabilities(chip, valid) for part, runtime in runtimes.items()}
+    blend = runtimes[""].manifest.blend
+    assert np.abs(found["network"] - found["classical"]).max() > 0.01
+    assert 0 < blend.network < 1
+    expected = blend.network * found["network"] + (1 - blend.network) * found["classical"]
+    assert np.abs(found[""] - expected).max() < 1e-6
+
+
+def test_labels_kept_apart_never_teach(scene: Path, tmp_path: Path) -> None:
+    """The same package comes out whatever the labels kept apart say, but for the blend and the figures."""
+    wrong = [("forest" if name == "field" else "field", box) for name, box in field_boxes(offset=25)]
+    for name, boxes in (("right", field_boxes(offset=25)), ("wrong", wrong)):
+        write_labels(tmp_path / f"{name}.gpkg", boxes)
+        run(fit_job(scene, out=str(tmp_path / name), validation_labels=str(tmp_path / f"{name}.gpkg"), steps=3))
+    one, other = (package.read(tmp_path / f"{name}.geopeft") for name in ("right", "wrong"))
+    assert one.forest == other.forest
+    assert one.manifest.metrics["miou"] != other.manifest.metrics["miou"]
 
 
 def test_windows_equal_the_model_on_the_whole_raster(scene: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from geopeft import package
 from geopeft.errors import PackageError
-from geopeft.models.spec import InputBand, ModelSpec
+from geopeft.models.spec import InputBand, ModelSpec, TextureSpec
 
 WEIGHTS = {
     "decoder.w": np.arange(12, dtype=np.float32).reshape(3, 4),
@@ -171,3 +171,22 @@ def test_a_missing_package_and_a_folder_are_told_apart(tmp_path: Path) -> None:
         package.read(tmp_path)
     assert missing.value.code == "PACKAGE_MISSING"
     assert "folder" in folder.value.message
+
+
+def test_a_forest_is_kept_and_one_that_was_changed_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "f.geopeft"
+    texture = TextureSpec(windows_px=(3,), ratios=(), components=2)
+    package.write(path, manifest().model_copy(update={"classical": texture}), WEIGHTS, b"trees")
+    assert package.read(path).forest == b"trees"
+    rewrite(path, lambda members: members | {"forest.onnx": b"other"})
+    with pytest.raises(PackageError, match="forest"):
+        package.read(path)
+
+
+@pytest.mark.parametrize("spoken_of", [True, False])
+def test_forest_and_manifest_must_agree(tmp_path: Path, spoken_of: bool) -> None:
+    path = tmp_path / "f.geopeft"
+    texture = TextureSpec(windows_px=(3,), ratios=(), components=2) if spoken_of else None
+    package.write(path, manifest().model_copy(update={"classical": texture}), WEIGHTS, b"" if spoken_of else b"trees")
+    with pytest.raises(PackageError, match="forest"):
+        package.read(path)

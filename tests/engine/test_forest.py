@@ -1,0 +1,140 @@
+"""The classical part: what is fitted is what runs, from pixels that stand for their classes, and nothing else runs."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from geopeft.classical import Classical
+from geopeft.data.chips import Chip, Site
+from geopeft.errors import PackageError
+from geopeft.forest import Pixels, _squares, fit_classical, fit_probe, gather_pixels
+from geopeft.models import build
+from geopeft.models.spec import InputBand, ModelSpec
+from geopeft.models.texture import Texture, describe_texture
+from onnx import helper
+
+BANDS = (InputBand(name="red", common="red"), InputBand(name="nir", common="nir"))
+
+
+def texture() -> Texture:
+    return Texture(describe_texture(BANDS, 10), BANDS, torch.eye(2))
+
+
+def pixels(count: int = 400, classes: int = 3, features: int = 0) -> Pixels:
+    rng = np.random.default_rng(0)
+    truth = rng.integers(classes, size=count)
+    seen = rng.normal(size=(count, features or texture().count)).astype(np.float32)
+    seen[:, 0] += 2 * truth
+    seen[:, 2] -= truth
+    weights = rng.uniform(0.5, 2, count)
+    weights /= np.bincount(truth, weights)[truth] / (count / classes)
+    return Pixels(seen, seen[:, :3], truth, weights, np.arange(count) // 10)
+
+
+def shapes() -> np.ndarray:
+    return np.random.default_rng(1).normal(0, 2, (2, 2, 24, 20)).astype(np.float32)
+
+
+def test_the_graph_gives_the_mean_of_trees_and_linear_model() -> None:
+    from sklearn.ensemble import ExtraTreesClassifier
+    from sklearn.linear_model import LogisticRegression
+
+    data, raw = pixels(), shapes()
+    found = Classical(texture(), fit_classical(data, 4, 2, seed=3), 4).probabilities(torch.from_numpy(raw))
+    features = texture()(torch.from_numpy(raw)).movedim(1, -1).reshape(-1, texture().count).numpy()
+    trees = ExtraTreesClassifier(64, max_leaf_nodes=32, min_samples_leaf=3, random_state=3)
+    trees.fit(data.features, data.classes, sample_weight=data.weights)
+    bands = data.features[:, :2].astype(np.float64)
+    mean = np.average(bands, axis=0, weights=data.weights)
+    spread = np.sqrt(np.average((bands - mean) ** 2, axis=0, weights=data.weights))
+    spread = spread + 0.01 * spread.mean() + 1e-6
+    linear = LogisticRegression(max_iter=300).fit((bands - mean) / spread, data.classes, sample_weight=data.weights)
+    expected = (trees.predict_proba(features) + linear.predict_proba((features[:, :2] - mean) / spread)) / 2
+    assert found.shape == (2, 4, 24, 20)
+    assert np.abs(np.moveaxis(found, 1, -1).reshape(-1, 4)[:, :3] - expected).max() < 1e-5
+    assert found[:, 3].max() < 1e-6, "a class without labelled pixels is never mapped"
+
+
+def test_two_classes_are_told_apart_by_both_parts() -> None:
+    data = pixels(classes=2)
+    classical = Classical(texture(), fit_classical(data, 2, 2, seed=0), 2)
+    found = classical._session.run(None, {"features": data.features})[0]
+    assert (found.argmax(1) == data.classes).mean() > 0.85
+    weights, offsets = fit_probe(data, 2)
+    assert ((data.deep @ weights.T + offsets).argmax(1) == data.classes).mean() > 0.8
+
+
+@pytest.mark.parametrize("what", ["operator", "features", "classes", "feature number", "not ONNX"])
+def test_a_foreign_graph_is_refused(what: str) -> None:
+    model = onnx.load_model_from_string(fit_classical(pixels(), 3, 2, seed=0))
+    if what == "operator":
+        model.graph.node.append(helper.make_node("Loop", ["features"], ["x"]))
+    if what == "features":
+        model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 99
+    if what == "feature number":
+        (numbers,) = (a for a in model.graph.node[0].attribute if a.name == "nodes_featureids")
+        numbers.ints[0] = 10_000
+    data = b"\x00\x01" if what == "not ONNX" else model.SerializeToString()
+    with pytest.raises(PackageError) as caught:
+        Classical(texture(), data, 5 if what == "classes" else 3)
+    assert caught.value.code == "PACKAGE_BROKEN"
+
+
+class Reader:
+    """A raster whose red band is the row and whose near infrared is the column; the right half has no data."""
+
+    class Info:
+        class geobox:  # noqa: N801
+            shape = (400, 500)
+
+    infos = (Info,)
+
+    def read(self, raster_index: int, row: int, col: int, height: int, width: int) -> Chip:
+        rows, cols = np.mgrid[row : row + height, col : col + width].astype(np.float32)
+        valid = cols < 250
+        blank = np.full((height, width), 255, np.uint8)
+        return Chip(np.where(valid, np.stack([rows, cols]), 0), valid, blank, blank.astype(np.int32))
+
+
+def site(class_index: int, group: int, points: list[tuple[int, int]], pixels: int = 0) -> Site:
+    return Site(0, group, class_index, np.array(points, np.int32), pixels or len(points))
+
+
+def spec(**changes: object) -> ModelSpec:
+    fields = {"backbone": "scratch_unet", "adapter": "full", "decoder": "unet", "bands": BANDS, "num_classes": 2}
+    return ModelSpec.model_validate(fields | {"gsd_m": 10, "chip_size_px": 32} | changes)
+
+
+def test_features_are_those_of_the_labelled_pixels_and_classes_weigh_the_same() -> None:
+    points = [(3, 5), (130, 201), (399, 249)]
+    sites = [site(0, 1, points), site(1, 2, [(200, 100)], pixels=1)]
+    model = build(spec(probe=True), pretrained=False)
+    found = gather_pixels(Reader(), sites, texture(), model, np.array([-7, -7], np.float32), 0)  # type: ignore[arg-type]
+    where = {(int(r), int(c)) for r, c in found.features[:, :2]}
+    # The bands are standardised with mean 0 and deviation 1 here, and cut at 10.
+    assert where == {(min(r, 10), min(c, 10)) for r, c in (*points, (200, 100))}
+    assert found.deep.shape == (4, sum(model.probe.channels)) if model.probe else False
+    assert np.bincount(found.classes, found.weights).tolist() == pytest.approx([2, 2])
+    assert found.of(np.array([1])).classes.tolist() == [1]
+
+
+def test_a_probe_sees_each_pixel_with_the_features_of_its_place() -> None:
+    sites = [site(0, 1, [(100, 40)]), site(1, 2, [(100, 60)])]
+    model = build(spec(probe=True), pretrained=False)
+    fill = np.array([0, 0], np.float32)
+    found = gather_pixels(Reader(), sites, texture(), model, fill, 0)  # type: ignore[arg-type]
+    chip = Reader().read(0, 88, 24, 48, 48)
+    with torch.inference_mode():
+        maps, _ = model.encode(torch.from_numpy(chip.values)[None])
+        assert model.probe is not None
+        expected = model.probe.features(maps, 48, 48)[0, :, 12, 16].numpy()
+    assert np.allclose(found.deep[0], expected, atol=1e-5)
+
+
+def test_of_many_squares_a_bounded_number_is_read_but_every_class_stays() -> None:
+    sites = [site(0, i, [(0, 64 * i)]) for i in range(50)] + [site(1, 99, [(640, 0)])]
+    chosen = {number: own.points for number, own in enumerate(sites)}
+    for seed in range(5):
+        kept = _squares(sites, chosen, 64, 10, np.random.default_rng(seed))
+        assert len(kept) <= 11
+        assert {sites[n].class_index for _, own in kept for n in own[:, 0]} == {0, 1}
