@@ -30,14 +30,16 @@ from geopeft.models import SegmentationModel, build, describe_parameters
 from geopeft.models.choose import choose_backbone, input_bands, match_or_refuse, resample_factor
 from geopeft.models.registry import BackboneCard
 from geopeft.models.spec import ModelSpec
+from geopeft.models.texture import FINE_GSD_M
 from geopeft.objective import confusion, figures, fit_blend, softmax
 from geopeft.runtime import PROJECTION, choose_device, fill_invalid, fill_values, peak_memory_mb
 from geopeft.training import BATCH, FINISH_SHARE, Trainer
 from geopeft.writing import check_target, write_bytes
 
 MAX_VALIDATION_CHIPS = 64
-# The network's share of the blend before any held-out label has spoken.
-NETWORK_PRIOR = 0.3
+# The network's share of the blend before any held-out label has spoken: in fine imagery shape decides, in coarse
+# imagery the spectrum, where the classical part carries over to other places better.
+NETWORK_PRIOR = {"fine": 0.5, "coarse": 0.15}
 _BLEND_PIXELS = 2000
 # Held-out places a class needs before their loss says which step was best.
 TRUSTED_PLACES = 3
@@ -293,10 +295,11 @@ def _blend(
         places = groups_of(chip, row, col)[rows, cols] + raster * 10**13
         some = rng.permutation(len(rows))[:_BLEND_PIXELS]
         samples.append((own[some], other[some], truth[some], places[some]))
-    blend = package.Blend(network=NETWORK_PRIOR, temperature=1.5)
+    prior = NETWORK_PRIOR["fine" if trainer.model.spec.gsd_m < FINE_GSD_M else "coarse"]
+    blend = package.Blend(network=prior, temperature=1.5)
     if any(len(sample[2]) for sample in samples):
         own, other, truth, places = (np.concatenate(parts) for parts in zip(*samples, strict=True))
-        share, temperature = fit_blend(own, other, truth, places, NETWORK_PRIOR)
+        share, temperature = fit_blend(own, other, truth, places, prior)
         blend = package.Blend(network=round(share, 4), temperature=temperature)
     matrices: dict[str, list[np.ndarray]] = {"": [], "network": [], "classical": []}
     for truth, own, other in found:

@@ -14,6 +14,8 @@ from geopeft.data.labels import IGNORE
 
 _RESAMPLES = 1000
 _PRIOR_PLACES = 8.0
+# However many places of one region there are, they say only so much about another.
+_MOST_PLACES = 40.0
 _USUAL_TEMPERATURE = 1.5
 _TEMPERATURES = (0.8, 1.0, 1.25, 1.5, 2.0, 2.5, 3.5)
 
@@ -39,8 +41,8 @@ def fit_blend(
 ) -> tuple[float, float]:
     """The network's share in the blend and its temperature, from pixels that taught neither part.
 
-    The most likely pair under a prior: every labelled place counts once, every class the same, and the prior counts as
-    much as a few places, so that few labels move it little. A linear pool of two forecasts (Stone 1961) with
+    The most likely pair under a prior: every labelled place counts the same, every class too, all together at most as
+    much as 40 places, and the prior as much as 8. A linear pool of two forecasts (Stone 1961) with
     temperature scaling (Guo et al. 2017) of one.
 
     Args:
@@ -56,7 +58,7 @@ def fit_blend(
     _, place = np.unique(places, return_inverse=True)
     weight = 1 / np.bincount(place)[place]
     by_class = np.bincount(truth, weight)
-    weight = weight / by_class[truth] * (by_class.sum() / np.count_nonzero(by_class))
+    weight = weight / by_class[truth] * (min(by_class.sum(), _MOST_PLACES) / np.count_nonzero(by_class))
     rows = np.arange(len(truth))
     of_classical = np.maximum(classical[rows, truth], 1e-6)
     best, found = -math.inf, (network_prior, _USUAL_TEMPERATURE)

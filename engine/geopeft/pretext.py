@@ -173,8 +173,13 @@ class Task:
             found.append(Batch(scene, bands, seen, chips))
         return found
 
-    def losses(self, batch: Batch, rng: np.random.Generator, *, jitter: bool) -> dict[str, Tensor]:
-        """The losses of a batch by name, each a scalar: `rebuild`, and one for each teacher that fits its scene."""
+    def losses(self, batch: Batch, rng: np.random.Generator, *, jitter: bool, alone: bool = False) -> dict[str, Tensor]:
+        """The losses of a batch by name, each a scalar: `rebuild`, and one for each teacher that fits its scene.
+
+        Args:
+            jitter: the bands' gains and offsets are changed a little.
+            alone: only the heads learn.
+        """
         chips = batch.chips
         values, valid, counted = (
             torch.from_numpy(part).to(self.device) for part in (chips.values, chips.valid, chips.counted)
@@ -186,7 +191,7 @@ class Task:
             change = rng.normal(0, 1, (2, count, channels, 1, 1)).astype(np.float32)
             gain, offset = torch.from_numpy(change).to(self.device)
             shown = (values * torch.exp(gain * GAIN) + offset * OFFSET) * valid
-        maps = self._see(batch, shown * ~mask)
+        maps = self._see(batch, shown * ~mask, alone)
         unseen = [band not in batch.seen for band in batch.bands]
         hidden = mask | torch.tensor(unseen, device=self.device).view(1, -1, 1, 1)
         wavelengths = [self._wavelengths[batch.scene][band] for band in batch.bands]
@@ -252,14 +257,18 @@ class Task:
             return tuple(every), tuple(sorted(some.tolist()))
         return tuple(every), tuple(every)
 
-    def _see(self, batch: Batch, values: Tensor) -> list[Tensor]:
+    def _see(self, batch: Batch, values: Tensor, alone: bool) -> list[Tensor]:
         """The student's maps."""
         if self.student.any_optical:
             x = values[:, [batch.bands.index(band) for band in batch.seen]]
             self.student.backbone.set_wavelengths([self._wavelengths[batch.scene][band] for band in batch.seen])
         else:
             x = self.student.views[batch.scene](values, batch.bands)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._half_student):
+        learns = torch.is_grad_enabled() and not alone
+        with (
+            torch.set_grad_enabled(learns),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=self._half_student),
+        ):
             return self.student.backbone(x, gsd_m=batch.chips.gsd_m)
 
     def _follow(

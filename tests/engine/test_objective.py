@@ -79,8 +79,8 @@ def forecasts(right_of_network: float, right_of_classical: float, places: int) -
 
 
 def test_the_better_part_gets_the_larger_share_once_there_are_places_enough() -> None:
-    assert fit_blend(*forecasts(0.95, 0.6, 100), 0.3)[0] > 0.7
-    assert fit_blend(*forecasts(0.6, 0.95, 100), 0.3)[0] < 0.15
+    assert fit_blend(*forecasts(0.95, 0.6, 100), 0.5)[0] > 0.7
+    assert fit_blend(*forecasts(0.6, 0.95, 100), 0.5)[0] < 0.3
     few = fit_blend(*forecasts(1.0, 0.5, 2), 0.3)[0]
     assert 0.3 < few < 0.5, "two places move the share a little only"
 
