@@ -18,7 +18,7 @@ PLUGIN = ROOT / "geopeft_qgis"
 # A module of the engine imports only from its own part and from parts to its left.
 ORDER = (
     "errors events job writing data models objective package classical runtime training pretext pretraining pretrain "
-    "forest fit evaluate vectorize predict export quicklook probe schema __main__"
+    "forest blending fit evaluate vectorize predict export quicklook probe schema __main__"
 ).split()
 # What the direction alone would allow.
 KNOWS_NOTHING_OF = {

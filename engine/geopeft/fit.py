@@ -15,10 +15,11 @@ import numpy as np
 import torch
 
 from geopeft import __version__, package
+from geopeft.blending import blend_parts, blend_sentence, network_prior
 from geopeft.classical import Classical
 from geopeft.data.bands import Band, resolve_bands, select_bands
-from geopeft.data.chips import Chip, ChipReader, ChipSampler, Site, covering_chips, find_sites, groups_of
-from geopeft.data.labels import IGNORE, Labels, read_labels
+from geopeft.data.chips import Chip, ChipReader, ChipSampler, Site, covering_chips, find_sites
+from geopeft.data.labels import Labels, read_labels
 from geopeft.data.normalize import Radiometry, assume_radiometry, between
 from geopeft.data.raster import BandStatistics, RasterInfo, band_statistics, describe, lacking_band, still_same
 from geopeft.data.split import split_by_blocks
@@ -30,17 +31,11 @@ from geopeft.models import SegmentationModel, build, describe_parameters
 from geopeft.models.choose import choose_backbone, input_bands, match_or_refuse, resample_factor
 from geopeft.models.registry import BackboneCard
 from geopeft.models.spec import ModelSpec
-from geopeft.models.texture import FINE_GSD_M
-from geopeft.objective import confusion, figures, fit_blend, softmax
-from geopeft.runtime import PROJECTION, choose_device, fill_invalid, fill_values, peak_memory_mb
+from geopeft.runtime import PROJECTION, choose_device, fill_values, peak_memory_mb
 from geopeft.training import BATCH, FINISH_SHARE, Trainer
 from geopeft.writing import check_target, write_bytes
 
 MAX_VALIDATION_CHIPS = 64
-# The network's share of the blend before any held-out label has spoken: in fine imagery shape decides, in coarse
-# imagery the spectrum, where the classical part carries over to other places better.
-NETWORK_PRIOR = {"fine": 0.5, "coarse": 0.15}
-_BLEND_PIXELS = 2000
 # Held-out places a class needs before their loss says which step was best.
 TRUSTED_PLACES = 3
 # A band that has no data on this part of the pixels where all others have it is left out.
@@ -225,7 +220,9 @@ def _train(job: FitJob, prepared: Prepared, model: SegmentationModel, start: flo
         # What is held out teaches in the end, unless the user keeps it apart.
         last = FINISH_SHARE if held.withheld else 0.0
         done = trainer.train(steps, round(steps * last), start + budget * (1 - last / 2))
-        blend, metrics = _blend(trainer, classical, held, names, job.seed)
+        prior = network_prior(spec.gsd_m, [site.class_index for site in sites])
+        blend, metrics = blend_parts(trainer, classical, names, prior, job.seed)
+        reporter.message(blend_sentence(blend, metrics))
         if last:
             everything = ChipSampler(reader, sites, [], size, job.seed)
             trainer.finish(everything, math.ceil(trainer.best_step * last), done, start + budget)
@@ -277,41 +274,6 @@ def _hold_out(
         reporter.warn("There are too few labels to hold any out: no accuracy is given. Label more places.")
         return replace(held, sentence="no labels held out")
     return held
-
-
-def _blend(
-    trainer: Trainer, classical: Classical, held: HeldOut, names: Sequence[str], seed: int
-) -> tuple[package.Blend, dict[str, Any]]:
-    """How to blend, and the figures of the blend and of its parts on the held-out places."""
-    fill, rng = fill_values(trainer.model.spec.bands), np.random.default_rng(seed)
-    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    samples: list[tuple[np.ndarray, ...]] = []
-    for chip, (raster, row, col), logits in trainer.held_out():
-        raw = torch.from_numpy(fill_invalid(chip.values[None], chip.valid[None], fill))
-        rows, cols = np.nonzero(chip.class_ids != IGNORE)
-        truth = chip.class_ids[rows, cols].astype(np.int64)
-        own, other = logits[:, rows, cols].T, classical.probabilities(raw)[0][:, rows, cols].T
-        found.append((truth, own, other))
-        places = groups_of(chip, row, col)[rows, cols] + raster * 10**13
-        some = rng.permutation(len(rows))[:_BLEND_PIXELS]
-        samples.append((own[some], other[some], truth[some], places[some]))
-    prior = NETWORK_PRIOR["fine" if trainer.model.spec.gsd_m < FINE_GSD_M else "coarse"]
-    blend = package.Blend(network=prior, temperature=1.5)
-    if any(len(sample[2]) for sample in samples):
-        own, other, truth, places = (np.concatenate(parts) for parts in zip(*samples, strict=True))
-        share, temperature = fit_blend(own, other, truth, places, prior)
-        blend = package.Blend(network=round(share, 4), temperature=temperature)
-    matrices: dict[str, list[np.ndarray]] = {"": [], "network": [], "classical": []}
-    for truth, own, other in found:
-        soft = softmax(own / blend.temperature)
-        mixed = blend.network * soft + (1 - blend.network) * other
-        for part, scores in (("", mixed), ("network", own), ("classical", other)):
-            matrices[part].append(confusion(truth, scores.argmax(1), len(names)))
-    metrics = figures(matrices[""], names, seed)
-    metrics["parts"] = {
-        part: figures(matrices[part], names, seed)["miou"]["value"] for part in ("network", "classical")
-    }
-    return blend, metrics
 
 
 def _default_steps(places: int) -> int:

@@ -123,7 +123,7 @@ def gather_pixels(
 def _squares(
     sites: Sequence[Site], chosen: dict[int, np.ndarray], side: int, most: int, rng: np.random.Generator
 ) -> list[tuple[tuple[int, int, int], np.ndarray]]:
-    """((raster, row, col), points (n, 3) of place, row and column) of at most about `most` squares; every class stays."""
+    """((raster, row, col), points (n, 3) of place, row, column) of at most about `most` squares; every class stays."""
     squares: dict[tuple[int, int, int], list[tuple[int, int, int]]] = {}
     for number, points in chosen.items():
         for row, col in points:
