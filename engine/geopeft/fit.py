@@ -307,7 +307,8 @@ def _pooled(parts: Sequence[BandStatistics]) -> BandStatistics:
 
 
 def _bands_sentence(card: BackboneCard, matched: dict[str, Band], bands: Sequence[Band]) -> str:
-    pairs = ", ".join(f"{band.name} as {name}" for name, band in matched.items())
+    pairs = ", ".join([f"{band.name} as {name}" for name, band in matched.items()][:12])
+    pairs += " ..." if len(matched) > 12 else ""
     used = {band.index for band in matched.values()}
     others = [band.name for band in bands if band.index not in used]
     rest = f" Through the raw-band skip only: {', '.join(others[:12])}{' ...' if len(others) > 12 else ''}."
