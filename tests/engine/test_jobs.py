@@ -18,6 +18,7 @@ import torch
 from geopeft import evaluate, export, fit, package, predict
 from geopeft.errors import Canceled, GeopeftError
 from geopeft.events import Reporter
+from geopeft.forest import fit_classical
 from geopeft.job import parse
 from geopeft.runtime import Runtime, fill_values
 from rasterio.windows import Window
@@ -202,6 +203,27 @@ def test_each_part_is_scored_by_itself_and_the_blend_is_the_packages(scene: Path
     assert 0 < blend.network < 1
     expected = blend.network * found["network"] + (1 - blend.network) * found["classical"]
     assert np.abs(found[""] - expected).max() < 1e-6
+
+
+def test_held_out_places_do_not_teach_the_parts_that_are_scored_on_them(
+    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[set[int]] = []
+    withheld: list[set[int]] = []
+    monkeypatch.setattr(fit, "fit_classical", lambda p, *rest: seen.append(set(p.sites)) or fit_classical(p, *rest))
+    hold_out = fit._hold_out
+
+    def watched(*arguments: Any) -> fit.HeldOut:
+        held = hold_out(*arguments)
+        sites = arguments[3]
+        withheld.append({i for i, s in enumerate(sites) if (s.raster_index, s.group) in set(held.withheld)})
+        return held
+
+    monkeypatch.setattr(fit, "_hold_out", watched)
+    run(fit_job(scene, out=str(tmp_path / "m"), steps=2))
+    first, last = seen
+    assert withheld[0] and not first & withheld[0], "scored by what it was not taught"
+    assert last == first | withheld[0], "the model that is kept has seen all"
 
 
 def test_labels_kept_apart_never_teach(scene: Path, tmp_path: Path) -> None:

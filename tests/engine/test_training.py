@@ -1,0 +1,108 @@
+"""The training loop: who learns when, which weights are kept, and the last steps on all labels."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from geopeft import training
+from geopeft.data.chips import Chip
+from geopeft.events import Reporter
+from geopeft.models import SegmentationModel, build
+from geopeft.models.spec import InputBand, ModelSpec
+from geopeft.training import Trainer
+
+SIZE = 32
+
+
+class Sampler:
+    """Chips whose left half is one class and dark, whose right half is the other and bright."""
+
+    def batch(self, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        ids = np.zeros((count, SIZE, SIZE), np.uint8)
+        ids[:, :, SIZE // 2 :] = 1
+        values = np.repeat(ids[:, None].astype(np.float32), 3, 1)
+        return values, np.ones((count, SIZE, SIZE), bool), ids
+
+
+def validation() -> list[tuple[Chip, tuple[int, int, int]]]:
+    values, valid, ids = Sampler().batch(1)
+    return [(Chip(values[0], valid[0], ids[0], np.zeros((SIZE, SIZE), np.int32)), (0, 0, 0))]
+
+
+def model(adapter: str = "lora") -> SegmentationModel:
+    torch.manual_seed(0)
+    bands = tuple(InputBand(name=n, common=n, backbone_band=n, mean=0.5, std=0.5) for n in ("red", "green", "blue"))
+    fields = {"backbone": "tf_efficientnet_lite0", "decoder": "unet", "num_classes": 2, "gsd_m": 1.0}
+    spec = ModelSpec(**fields, adapter=adapter, bands=bands, chip_size_px=SIZE, probe=True, rank=2)  # type: ignore[arg-type]
+    return build(spec, pretrained=False)
+
+
+def trainer(trained: SegmentationModel, **options: bool) -> Trainer:
+    return Trainer(trained, Sampler(), validation(), Reporter(), **options)  # type: ignore[arg-type]
+
+
+def adapter_of(trained: SegmentationModel) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for name, p in trained.backbone.named_parameters() if ".lora_B" in name])
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_the_adapter_waits_until_the_decoder_has_learned(alone: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "ALONE_SHARE", 1.0 if alone else 0.0)
+    trained = model()
+    head = trained.head.weight.detach().clone()
+    trainer(trained, trusts_validation=False).train(3)
+    assert not torch.equal(trained.head.weight, head)
+    assert bool((adapter_of(trained) == 0).all()) == alone
+    assert all(p.requires_grad for name, p in trained.backbone.named_parameters() if ".lora_" in name)
+
+
+def test_a_frozen_backbone_stays_as_it_is() -> None:
+    trained = model("frozen")
+    before = {name: p.clone() for name, p in trained.backbone.state_dict().items()}
+    trainer(trained).train(2)
+    assert all(torch.equal(before[name], p) for name, p in trained.backbone.state_dict().items())
+
+
+def test_training_that_gains_nothing_leaves_the_probe_it_started_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "DECODER_LEARNING_RATE", 5.0)
+    trained = model("frozen")
+    with torch.no_grad():
+        assert trained.probe is not None
+        trained.probe.offsets.copy_(torch.tensor([0.5, 0.5]))
+    start = trained.trainable_state()
+    learning = trainer(trained)
+    monkeypatch.setattr(learning, "_score", lambda: (next(losses), [np.eye(2)]))
+    losses = iter([1.0, 2.0, 3.0, 4.0])
+    learning.train(2)
+    assert learning.best_step == 0
+    assert all(torch.equal(start[name], tensor) for name, tensor in trained.trainable_state().items())
+
+
+def test_validation_that_cannot_be_trusted_chooses_no_step() -> None:
+    learning = trainer(model("frozen"), trusts_validation=False)
+    assert learning.train(3) == 3
+    assert learning.best_step == 3
+
+
+def test_the_last_steps_go_on_from_the_best_weights_and_stop_at_the_deadline() -> None:
+    trained = model("frozen")
+    learning = trainer(trained)
+    learning.train(2)
+    head = trained.head.weight.detach().clone()
+    learning.finish(Sampler(), 0, 2)  # type: ignore[arg-type]
+    assert torch.equal(trained.head.weight, head)
+    learning.finish(Sampler(), 3, 2)  # type: ignore[arg-type]
+    moved = float((trained.head.weight - head).abs().max())
+    assert 0 < moved < 3 * training.DECODER_LEARNING_RATE * training.FINISH_RATE
+    calls = []
+    learning._step = lambda optimizer: calls.append(1) or math.nan  # type: ignore[assignment, func-returns-value]
+    learning.finish(Sampler(), 50, 2, deadline=0.0)  # type: ignore[arg-type]
+    assert len(calls) == 1
+
+
+def test_small_and_depthwise_backbones_are_trained_in_float32_on_a_cpu() -> None:
+    cpu = torch.device("cpu")
+    assert not training.gains_from_half(model().backbone, cpu)
+    assert training.gains_from_half(torch.nn.Linear(1024, 8), cpu)
+    assert not training.gains_from_half(torch.nn.Linear(128, 8), cpu)
