@@ -79,10 +79,13 @@ def test_training_that_gains_nothing_leaves_the_probe_it_started_from(monkeypatc
     assert all(torch.equal(start[name], tensor) for name, tensor in trained.trainable_state().items())
 
 
-def test_validation_that_cannot_be_trusted_chooses_no_step() -> None:
-    learning = trainer(model("frozen"), trusts_validation=False)
+@pytest.mark.parametrize("trusted", [True, False])
+def test_validation_that_cannot_be_trusted_chooses_no_step(trusted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    learning = trainer(model("frozen"), trusts_validation=trusted)
+    losses = iter([1.0, 2.0])
+    monkeypatch.setattr(learning, "_score", lambda: (next(losses), [np.eye(2)]))
     assert learning.train(3) == 3
-    assert learning.best_step == 3
+    assert learning.best_step == (0 if trusted else 3)
 
 
 def test_the_last_steps_go_on_from_the_best_weights_and_stop_at_the_deadline() -> None:
