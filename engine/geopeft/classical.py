@@ -42,8 +42,13 @@ class Classical:
         """(B, K, h, w) float32 from raw chips (B, C, h, w) float32, invalid pixels filled."""
         with torch.inference_mode():
             features = self.texture(raw).movedim(1, -1).cpu().contiguous().numpy()
-        found: np.ndarray = self._session.run([OUTPUT], {INPUT: features.reshape(-1, features.shape[-1])})[0]
+        found = self.of_features(features.reshape(-1, features.shape[-1]))
         return np.moveaxis(found.reshape(*features.shape[:-1], -1), -1, 1)
+
+    def of_features(self, features: np.ndarray) -> np.ndarray:
+        """(n, K) float32 from what `texture` gives, (n, F) float32."""
+        found: np.ndarray = self._session.run([OUTPUT], {INPUT: features})[0]
+        return found
 
 
 def _check(model: bytes, features: int, num_classes: int) -> None:

@@ -45,7 +45,9 @@ class FitAlgorithm(EngineAlgorithm):
         "<b>Labels</b> are polygons, lines or points with their class in a text or integer field, or a raster of class "
         "numbers. Edits that are not saved yet count. Only labelled pixels teach; where everything without a label is "
         "one more class (buildings, for example), give that class a name in 'Background class'.\n\n"
-        "<b>Backbone</b>: auto chooses by bands and pixel size. Known names: " + ", ".join(BACKBONES[1:]) + ", any vision "
+        "<b>Backbone</b>: auto chooses by bands and pixel size. Known names: "
+        + ", ".join(BACKBONES[1:])
+        + ", any vision "
         "transformer or CNN that timm knows, and files made by 'Adapt a backbone to your imagery'.\n\n"
         "Part of the labels is held out to measure the accuracy; mIoU comes with its 95 % interval."
     )

@@ -58,7 +58,7 @@ def test_the_graph_gives_the_mean_of_trees_and_linear_model() -> None:
 def test_two_classes_are_told_apart_by_both_parts() -> None:
     data = pixels(classes=2)
     classical = Classical(texture(), fit_classical(data, 2, 2, seed=0), 2)
-    found = classical._session.run(None, {"features": data.features})[0]
+    found = classical.of_features(data.features)
     assert (found.argmax(1) == data.classes).mean() > 0.85
     weights, offsets = fit_probe(data, 2)
     assert ((data.deep @ weights.T + offsets).argmax(1) == data.classes).mean() > 0.8
