@@ -18,7 +18,7 @@ import torch
 from geopeft import evaluate, export, fit, package, predict
 from geopeft.errors import Canceled, GeopeftError
 from geopeft.events import Reporter
-from geopeft.forest import fit_classical
+from geopeft.forest import Pixels, fit_classical
 from geopeft.job import parse
 from geopeft.runtime import Runtime, fill_values
 from rasterio.windows import Window
@@ -210,7 +210,12 @@ def test_held_out_places_do_not_teach_the_parts_that_are_scored_on_them(
 ) -> None:
     seen: list[set[int]] = []
     withheld: list[set[int]] = []
-    monkeypatch.setattr(fit, "fit_classical", lambda p, *rest: seen.append(set(p.sites)) or fit_classical(p, *rest))
+
+    def noted(pixels: Pixels, *rest: int) -> bytes:
+        seen.append(set(pixels.sites))
+        return fit_classical(pixels, *rest)
+
+    monkeypatch.setattr(fit, "fit_classical", noted)
     hold_out = fit._hold_out
 
     def watched(*arguments: Any) -> fit.HeldOut:

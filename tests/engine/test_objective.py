@@ -64,7 +64,9 @@ def test_a_batch_without_labels_gives_a_finite_loss() -> None:
     assert float(loss) == 0.0
 
 
-def forecasts(right_of_network: float, right_of_classical: float, places: int) -> tuple[np.ndarray, ...]:
+def forecasts(
+    right_of_network: float, right_of_classical: float, places: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Logits, probabilities, truth and places of two forecasters that are right so often, by whole places."""
     rng = np.random.default_rng(0)
     truth = np.repeat(np.arange(places) % 2, 50)

@@ -72,8 +72,8 @@ def test_training_that_gains_nothing_leaves_the_probe_it_started_from(monkeypatc
         trained.probe.offsets.copy_(torch.tensor([0.5, 0.5]))
     start = trained.trainable_state()
     learning = trainer(trained)
-    monkeypatch.setattr(learning, "_score", lambda: (next(losses), [np.eye(2)]))
     losses = iter([1.0, 2.0, 3.0, 4.0])
+    monkeypatch.setattr(learning, "_score", lambda: (next(losses), [np.eye(2)]))
     learning.train(2)
     assert learning.best_step == 0
     assert all(torch.equal(start[name], tensor) for name, tensor in trained.trainable_state().items())

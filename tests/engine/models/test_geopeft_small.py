@@ -87,7 +87,7 @@ def test_bands_can_change_from_call_to_call() -> None:
 
 def test_weights_of_anchors_are_smooth_and_sum_to_one() -> None:
     wavelengths = np.linspace(0.35, 2.6, 500)
-    weights = anchor_weights(wavelengths)
+    weights = anchor_weights(wavelengths.tolist())
     np.testing.assert_allclose(weights.sum(1), 1, atol=1e-6)
     assert (weights >= 0).all() and ((weights > 0).sum(1) <= 2).all()
     assert np.abs(np.diff(weights, axis=0)).max() < 0.35

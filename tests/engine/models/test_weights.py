@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield tmp_path / "home"
 
 
-def card_for(content: bytes | None, file: str = "encoder.pt", **source: str) -> BackboneCard:
+def card_for(content: bytes | None, file: str = "encoder.pt", **source: Any) -> BackboneCard:
     sha256 = hashlib.sha256(content).hexdigest() if content is not None else ""
     return dataclasses.replace(
         BACKBONES["galileo_nano"], name="net", weights=WeightsSource(file=file, sha256=sha256, **source)

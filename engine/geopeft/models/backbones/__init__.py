@@ -108,7 +108,7 @@ BACKBONES: Table[BackboneCard] = Table(
             parameters_m=2.98,
             weights=WeightsSource(
                 file="geopeft_small.safetensors",
-                sha256="7bf946aa433e60832f7676f25b1d56552a3801de19909bca14ca4eddcf9f09b0",  # pragma: allowlist secret
+                sha256="1090336730576a3b1221c90ba36904edd2e413004a9076ffc50fdbe692a583dd",  # pragma: allowlist secret
                 resource="backbones/geopeft_small.safetensors",
                 own_names=True,
             ),
