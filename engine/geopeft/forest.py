@@ -22,7 +22,7 @@ PIXELS_PER_CLASS = 2000
 MOST_PLACES = 200
 # Pixels of all windows that are looked at for features: some seconds' work.
 WINDOW_PIXELS = 2_000_000
-TREES = 64
+TREES = 32
 MOST_LEAVES = 32
 LEAST_IN_LEAF = 3
 FOREST_SHARE = 0.5
