@@ -23,7 +23,8 @@ MOST_PLACES = 200
 # Pixels of all windows that are looked at for features: some seconds' work.
 WINDOW_PIXELS = 2_000_000
 TREES = 32
-MOST_LEAVES = 32
+# Of a tree, where labels are few; of more pixels a tree may have a leaf for every 16.
+FEWEST_LEAVES, PIXELS_PER_LEAF = 32, 16
 LEAST_IN_LEAF = 3
 FOREST_SHARE = 0.5
 # How little the coefficients of standardised features are held back: bands are few, a backbone's features hundreds. The
@@ -164,8 +165,9 @@ def fit_classical(pixels: Pixels, num_classes: int, bands: int, seed: int) -> by
     """
     from sklearn.ensemble import ExtraTreesClassifier
 
+    leaves = max(FEWEST_LEAVES, len(pixels.classes) // PIXELS_PER_LEAF)
     trees = ExtraTreesClassifier(
-        TREES, max_leaf_nodes=MOST_LEAVES, min_samples_leaf=LEAST_IN_LEAF, n_jobs=1, random_state=seed
+        TREES, max_leaf_nodes=leaves, min_samples_leaf=LEAST_IN_LEAF, n_jobs=1, random_state=seed
     )
     trees.fit(pixels.features, pixels.classes, sample_weight=pixels.weights)
     node = _trees_node([tree.tree_ for tree in trees.estimators_], trees.classes_, num_classes)
