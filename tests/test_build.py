@@ -291,7 +291,7 @@ def test_results_of_several_runs_are_summed(build: ModuleType, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("line", "clean"),
     [
-        (b"see the folder data/work/x", True),
+        (b"see the folder data/" + b"work/x", True),
         (b"path = '/" + b"root/x'", False),
         (b"--extra-index" + b"-url = x", False),
         (b"from py" + b"pi.org", False),

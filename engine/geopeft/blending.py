@@ -13,7 +13,7 @@ from geopeft.classical import Classical
 from geopeft.data.chips import groups_of
 from geopeft.data.labels import IGNORE
 from geopeft.models.texture import FINE_GSD_M
-from geopeft.objective import confusion, figures, fit_blend, softmax
+from geopeft.objective import USUAL_TEMPERATURE, confusion, figures, fit_blend, softmax
 from geopeft.runtime import fill_invalid, fill_values
 from geopeft.training import Trainer
 
@@ -41,7 +41,7 @@ def blend_parts(
         places = groups_of(chip, row, col)[rows, cols] + raster * 10**13
         some = rng.permutation(len(rows))[:_BLEND_PIXELS]
         samples.append((own[some], other[some], truth[some], places[some]))
-    blend = package.Blend(network=prior, temperature=1.5)
+    blend = package.Blend(network=prior, temperature=USUAL_TEMPERATURE)
     if any(len(sample[2]) for sample in samples):
         own, other, truth, places = (np.concatenate(parts) for parts in zip(*samples, strict=True))
         share, temperature = fit_blend(own, other, truth, places, prior)

@@ -25,7 +25,7 @@ from geopeft.data.raster import BandStatistics, RasterInfo, band_statistics, des
 from geopeft.data.split import split_by_blocks
 from geopeft.errors import JobError, LabelError
 from geopeft.events import Reporter
-from geopeft.forest import fit_classical, fit_probe, fit_texture, gather_pixels
+from geopeft.forest import Pixels, fit_classical, fit_probe, fit_texture, gather_pixels
 from geopeft.job import ClassStyle, FitJob
 from geopeft.models import SegmentationModel, build, describe_parameters
 from geopeft.models.choose import choose_backbone, input_bands, match_or_refuse, resample_factor
@@ -210,7 +210,11 @@ def _train(job: FitJob, prepared: Prepared, model: SegmentationModel, start: flo
         texture = fit_texture(reader, sites, spec.bands, spec.gsd_m, fill, job.seed)
         pixels = gather_pixels(reader, sites, texture, model, fill, job.seed)
         taught = pixels.of(held.taught)
-        classical = Classical(texture, fit_classical(taught, len(names), len(spec.bands), job.seed), len(names))
+
+        def classical_of(some: Pixels) -> Classical:
+            return Classical(texture, fit_classical(some, len(names), len(spec.bands), job.seed), len(names))
+
+        classical = classical_of(taught)
         if model.probe is not None:
             model.probe.put(*(torch.from_numpy(array) for array in fit_probe(taught, len(names))))
         sampler = ChipSampler(reader, [sites[i] for i in held.taught], held.withheld, size, job.seed)
@@ -226,7 +230,7 @@ def _train(job: FitJob, prepared: Prepared, model: SegmentationModel, start: flo
         if last:
             everything = ChipSampler(reader, sites, [], size, job.seed)
             trainer.finish(everything, math.ceil(trainer.best_step * last), done, start + budget)
-            classical = Classical(texture, fit_classical(pixels, len(names), len(spec.bands), job.seed), len(names))
+            classical = classical_of(pixels)
     how = {"steps": done, "best_step": trainer.best_step, "batch": BATCH}
     how |= {"chip_size_px": size, "rank": job.rank}
     return Fitted(metrics | {"split": held.sentence}, how, classical, blend)

@@ -17,6 +17,7 @@ from geopeft.data.chips import SQUARE_PX, ChipReader, Site
 from geopeft.models import SegmentationModel
 from geopeft.models.spec import InputBand
 from geopeft.models.texture import Texture, describe_texture, principal_components
+from geopeft.runtime import fill_invalid
 
 PIXELS_PER_CLASS = 2000
 MOST_PLACES = 200
@@ -104,7 +105,7 @@ def gather_pixels(
         row, col = max(top - reach, 0), max(left - reach, 0)
         height, width = min(top + size + reach, rows) - row, min(left + size + reach, cols) - col
         chip = reader.read(raster, row, col, height, width)
-        raw = torch.from_numpy(np.where(chip.valid, chip.values, fill[:, None, None]).astype(np.float32))[None]
+        raw = torch.from_numpy(fill_invalid(chip.values[None], chip.valid[None], fill))
         at = (own[:, 1] - row, own[:, 2] - col)
         with torch.inference_mode():
             features.append(texture(raw)[0].numpy()[:, *at].T)

@@ -61,6 +61,8 @@ BackgroundField: Any = Field(
 AreaField: Any = Field(default="", description="polygons (FILE or FILE:layer) that bound the background class")
 BandsField: Any = Field(default=(), description="bands to use, by name or number, in this order")
 LineWidthField: Any = Field(default=3.0, gt=0, le=64, description="width in pixels given to line and point labels")
+RankField: Any = Field(default=16, ge=1, le=256, description="rank of LoRA")
+SeedField: Any = Field(default=0, ge=0, le=2**31 - 1, description="seed of everything random")
 RadiometryField: Any = Field(default="auto", description="what the raster's values are; auto finds out and says so")
 
 
@@ -83,10 +85,10 @@ class FitJob(Job):
     area: str = AreaField
     classes: tuple[ClassStyle, ...] = Field(default=(), description="names, order and colours of the classes")
     line_width_px: float = LineWidthField
-    rank: int = Field(default=16, ge=1, le=256, description="rank of LoRA")
+    rank: int = RankField
     steps: int = Field(default=0, ge=0, description="training steps; 0: chosen from the labels")
     max_minutes: float = Field(default=0.0, ge=0, description="time budget in minutes; 0: none")
-    seed: int = Field(default=0, ge=0, le=2**31 - 1, description="seed of everything random")
+    seed: int = SeedField
     device: Device = DeviceField
     weights_dir: str = WeightsField
     json_file: str = JsonField
@@ -112,10 +114,10 @@ class PretrainJob(Job):
     )
     bands: tuple[str, ...] = Field(default=(), description="bands to use, by name or number, where a raster has them")
     radiometry: Radiometry = RadiometryField
-    rank: int = Field(default=16, ge=1, le=256, description="rank of LoRA")
+    rank: int = RankField
     steps: int = Field(default=2000, ge=1, description="training steps at most")
     max_minutes: float = Field(default=0.0, ge=0, description="time budget in minutes over all runs; 0: none")
-    seed: int = Field(default=0, ge=0, le=2**31 - 1, description="seed of everything random")
+    seed: int = SeedField
     device: Device = DeviceField
     weights_dir: str = WeightsField
     json_file: str = JsonField

@@ -16,7 +16,7 @@ _RESAMPLES = 1000
 _PRIOR_PLACES = 8.0
 # However many places of one region there are, they say only so much about another.
 _MOST_PLACES = 40.0
-_USUAL_TEMPERATURE = 1.5
+USUAL_TEMPERATURE = 1.5
 _TEMPERATURES = (0.8, 1.0, 1.25, 1.5, 2.0, 2.5, 3.5)
 
 
@@ -61,13 +61,13 @@ def fit_blend(
     weight = weight / by_class[truth] * (min(by_class.sum(), _MOST_PLACES) / np.count_nonzero(by_class))
     rows = np.arange(len(truth))
     of_classical = np.maximum(classical[rows, truth], 1e-6)
-    best, found = -math.inf, (network_prior, _USUAL_TEMPERATURE)
+    best, found = -math.inf, (network_prior, USUAL_TEMPERATURE)
     for temperature in _TEMPERATURES:
         of_network = softmax(logits / temperature)[rows, truth]
         for share in np.linspace(0.02, 0.98, 33):
             fit = float((weight * np.log(share * of_network + (1 - share) * of_classical)).sum())
             fit += _PRIOR_PLACES * (network_prior * math.log(share) + (1 - network_prior) * math.log(1 - share))
-            fit -= _PRIOR_PLACES * math.log(temperature / _USUAL_TEMPERATURE) ** 2
+            fit -= _PRIOR_PLACES * math.log(temperature / USUAL_TEMPERATURE) ** 2
             if fit > best:
                 best, found = fit, (float(share), float(temperature))
     return found

@@ -6,11 +6,10 @@ that was never stopped.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from torch import Tensor
 from geopeft.errors import Canceled, JobError
 from geopeft.events import Reporter
 from geopeft.pretext import Task
+from geopeft.training import put, standing_in
 from geopeft.writing import whole_file
 
 SCENES_A_STEP = 3
@@ -121,7 +121,7 @@ class Pretrainer:
             if self._progress["step"]:
                 self._save()
             raise
-        self._put(self._best or self._average)
+        put(self._best or self._average, self._trained())
 
     def _finished(self, clock: _Clock) -> bool:
         """Evaluates where it is due after the last step, and says whether that was the last one."""
@@ -163,7 +163,7 @@ class Pretrainer:
     def _evaluate(self, step: int, values: dict[str, float]) -> None:
         point: dict[str, Any] = {"step": step, **{name: round(v, 5) for name, v in values.items()}}
         if self._validation:
-            with self._averaged():
+            with standing_in(self._average, self._trained()):
                 means = self._score()
             total = sum(means.values())
             point |= {f"validation_{name}": round(v, 5) for name, v in means.items()} | {"validation": round(total, 5)}
@@ -187,20 +187,6 @@ class Pretrainer:
     def _trained(self) -> dict[str, Tensor]:
         backbone = self._task.student.backbone
         return {name: p.detach() for name, p in backbone.named_parameters() if p.requires_grad}
-
-    def _put(self, state: Mapping[str, Tensor]) -> None:
-        for name, value in self._trained().items():
-            value.copy_(state[name])
-
-    @contextlib.contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """The student with its averaged weights."""
-        own = {name: value.clone() for name, value in self._trained().items()}
-        self._put(self._average)
-        try:
-            yield
-        finally:
-            self._put(own)
 
     def _save(self) -> None:
         """Writes the checkpoint whole."""

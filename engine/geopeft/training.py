@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -102,7 +102,7 @@ class Trainer:
                 self._reporter.message(f"Stopped after {step} steps: nothing was gained since step {self.best_step}.")
                 break
         self._let_adapter_learn(True)
-        self._put(self._best or self._average)
+        put(self._best or self._average, self._trained())
         self.model.eval()
         return step
 
@@ -125,7 +125,7 @@ class Trainer:
             self._reporter.progress("fit", done + step, done + steps, deadline - time.monotonic())
             if time.monotonic() > deadline:
                 break
-        self._put(self._average)
+        put(self._average, self._trained())
         self.model.eval()
 
     def held_out(self) -> Iterator[tuple[Chip, tuple[int, int, int], np.ndarray]]:
@@ -174,7 +174,7 @@ class Trainer:
     def _validate(self, step: int, loss: float) -> None:
         values = {"loss": loss} if math.isfinite(loss) else {}
         if self._validation:
-            with self._averaged():
+            with standing_in(self._average, self._trained()):
                 validation_loss, matrices = self._score()
             scores = figures([sum(matrices[1:], matrices[0])], [""] * self.model.spec.num_classes)
             values |= {"validation_loss": validation_loss, "miou": scores["miou"]["value"] or 0.0}
@@ -219,19 +219,22 @@ class Trainer:
         for name, tensor in self._trained().items():
             self._average[name].lerp_(tensor, 1 - keep)
 
-    def _put(self, state: dict[str, torch.Tensor]) -> None:
-        for name, tensor in self._trained().items():
-            tensor.copy_(state[name])
 
-    @contextlib.contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """The model with its averaged weights."""
-        own = {name: tensor.clone() for name, tensor in self._trained().items()}
-        self._put(self._average)
-        try:
-            yield
-        finally:
-            self._put(own)
+def put(state: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> None:
+    """Copies a state into the tensors of the same names."""
+    for name, tensor in tensors.items():
+        tensor.copy_(state[name])
+
+
+@contextlib.contextmanager
+def standing_in(state: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """The tensors hold a state, such as averaged weights, and then their own values again."""
+    own = {name: tensor.clone() for name, tensor in tensors.items()}
+    put(state, tensors)
+    try:
+        yield
+    finally:
+        put(own, tensors)
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:

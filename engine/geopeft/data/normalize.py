@@ -17,6 +17,8 @@ from geopeft.data.raster import BandStatistics, RasterInfo
 
 Kind = Literal["reflectance", "display", "unknown"]
 
+# Standardised values are cut here, in standard deviations.
+OUTLIER = 10.0
 S2_OFFSET = -0.1  # what processing baseline 4 adds to every value, in reflectance
 VISIBLE = ("coastal", "blue", "green", "red")
 # An offset of -0.1 is missed only where the darkest pixels of all visible bands lie just above 0.1, close together.

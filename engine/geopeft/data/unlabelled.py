@@ -13,13 +13,13 @@ from torch.nn import functional as F
 
 from geopeft.data.bands import Band
 from geopeft.data.chips import turn
+from geopeft.data.normalize import OUTLIER
 from geopeft.data.raster import BandStatistics, RasterInfo, open_raster
 
 READ_PX = 256
 HELD_OUT_PX = 64
 HELD_OUT_SHARE = 0.1
 CACHE_BYTES = 1 << 30
-OUTLIER = 10.0
 # Chips with less valid pixels than this part are drawn again, a few times.
 ENOUGH_VALID = 0.5
 _TRIES = 6

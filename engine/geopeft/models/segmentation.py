@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from geopeft.data.normalize import OUTLIER
 from geopeft.errors import BandError, JobError, WeightsError
 from geopeft.events import Reporter
 from geopeft.models.adapters import ADAPTERS
@@ -21,8 +22,6 @@ from geopeft.models.sizes import resize, resize_to_grid
 from geopeft.models.spec import ModelSpec
 from geopeft.models.wavelengths import optical_wavelength
 from geopeft.models.weights import fetch, file_sha256, load_state
-
-OUTLIER = 10.0
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from geopeft.data.normalize import OUTLIER
 from geopeft.models.spec import InputBand, TextureSpec
 
-OUTLIER = 10.0
 # Pairs whose normalised difference is an index in use: NDVI, NDWI, NDBI or NDMI, NBR, MNDWI, red edge; then colours.
 RATIOS = (
     ("nir", "red"), ("green", "nir"), ("swir16", "nir"), ("swir22", "nir"), ("green", "swir16"), ("nir", "rededge1"),
