@@ -312,7 +312,7 @@ def command_test(arguments: argparse.Namespace) -> int:
     failed = [] if arguments.no_check else check(seconds)
     chosen = ["-m", "not slow"] if arguments.fast else []
     with stage("engine tests", seconds):
-        paths = ["tests/engine", "tests/contract", *sorted((ROOT / "tests").glob("test_*.py"))]
+        paths = ["tests/engine", "tests/contract", *sorted(str(path) for path in (ROOT / "tests").glob("test_*.py"))]
         failed += pytest("engine", python, [*paths, *chosen], {})
     if qgis:
         with stage("plugin tests", seconds):
