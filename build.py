@@ -2,8 +2,10 @@
 """The project's one tool (standard library only): python3 build.py --help."""
 
 import argparse
+import ast
 import contextlib
 import json
+import operator
 import os
 import re
 import shutil
@@ -14,7 +16,7 @@ import tempfile
 import time
 import xml.etree.ElementTree as ET
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +27,20 @@ ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))
 sys.dont_write_bytecode = True
 
-from geopeft_qgis import engine_install as install  # noqa: E402, the folder must be on the path first
+from geopeft_qgis import engine_complaints, engine_kit, engine_steps, engine_uv  # noqa: E402, path first
+from geopeft_qgis import engine_install as install  # noqa: E402
+from tests import language_files, qgis_versions, store, visible_text  # noqa: E402
 
 BUILD = ROOT / "build"
 CONFIG = ROOT / "engine" / "pyproject.toml"
 SCHEMA = ROOT / "resources" / "schema" / "job.json"
+LANGUAGES = ROOT / "resources" / "i18n"
+QT6_LOCK = ROOT / "tests" / "qt6" / "requirements.lock"
 # What the plugin's folder holds, in a zip and in a profile: the entries of geopeft_qgis/ and these beside them.
-PLUGIN_PARTS = ("metadata.txt", "LICENSE", ".bandit", "resources", "engine")
+PLUGIN_PARTS = ("metadata.txt", "LICENSE", ".bandit", ".flake8", "resources", "engine")
 NOT_SHIPPED = re.compile(
-    r"(^|/)(__pycache__|tests|build|dist|results|[^/]*\.egg-info|\.(?!bandit$)[^/]*)(/|$)|\.(pyc|aux\.xml|gpkg-\w+)$"
+    r"(^|/)(__pycache__|tests|build|dist|results|[^/]*\.egg-info|\.(?!(bandit|flake8)$)[^/]*)(/|$)|\.(pyc|aux\.xml|gpkg-\w+)$"
 )
-MAX_ZIP_BYTES = 25_000_000  # the plugin store's limit
 MAX_FILE_BYTES = 8_000_000
 
 
@@ -61,7 +66,7 @@ def stage(name: str, seconds: dict[str, float]) -> Iterator[None]:
 
 
 def engine_python() -> Path:
-    return install.ensure(None, say, may_use_apt=True)
+    return install.ensure(None, say, choices=install.Choices(may_use_apt=True))
 
 
 def run(command: Sequence[object], **options: Any) -> subprocess.CompletedProcess[bytes]:
@@ -85,7 +90,8 @@ def tools(python: Path) -> Path:
 
 
 def command_engine(arguments: argparse.Namespace) -> int:
-    print(install.ensure(None, say, repair=arguments.repair, wheels=arguments.wheels, may_use_apt=True))
+    choices = install.Choices(wheels=arguments.wheels, may_use_apt=True)
+    print(install.ensure(None, say, repair=arguments.repair, choices=choices))
     return 0
 
 
@@ -100,6 +106,7 @@ def command_lock(arguments: argparse.Namespace) -> int:
         engine_lock: [CONFIG, "--extra", "gpu"],
         # The tests must see the engine's own versions where both need a package.
         tests_lock: [ROOT / "tests" / "requirements.in", "-c", engine_lock],
+        QT6_LOCK: [QT6_LOCK.with_suffix(".in"), "-c", tests_lock],
     }
     for lock, sources in jobs.items():
         environment = {k: v for k, v in clean_environment().items() if not k.startswith("UV_")}
@@ -124,6 +131,27 @@ def command_schema(arguments: argparse.Namespace) -> int:
     SCHEMA.write_text(current_schema(), encoding="utf-8", newline="\n")
     say(f"{SCHEMA.relative_to(ROOT)}: written")
     return 0
+
+
+# strings
+
+
+def command_strings(arguments: argparse.Namespace) -> int:
+    """The language files get the texts that the code has now; new ones are null until someone translates them."""
+    found = visible_text.read(ROOT / "geopeft_qgis")
+    for line in [*found.faults, *language_files.write(LANGUAGES, found.texts)]:
+        say(line)
+    return 0
+
+
+def everything_is_translated() -> bool:
+    found = visible_text.read(ROOT / "geopeft_qgis")
+    faults = [*found.faults, *language_files.file_faults(LANGUAGES, found.texts)]
+    for fault in faults[:50]:
+        say(fault)
+    if len(faults) > 50:
+        say(f"and {len(faults) - 50} more")
+    return not faults
 
 
 # link, zip
@@ -198,11 +226,115 @@ def make_zip(target: Path) -> Path:
         if archive.testzip() or archive.namelist() != list(files):
             raise Failure(f"{fresh} does not read back as it was written: is the disk full?")
     size = fresh.stat().st_size
-    if size > MAX_ZIP_BYTES:
-        raise Failure(f"The plugin would have {size / 1e6:.1f} MB, and the store takes {MAX_ZIP_BYTES / 1e6:.0f} MB.")
+    if size > store.MAX_BYTES:
+        raise Failure(f"The plugin would have {size / 1e6:.1f} MB, and the store takes {store.MAX_BYTES / 1e6:.0f} MB.")
     os.replace(fresh, target)
     say(f"{target}: {size / 1e6:.1f} MB, {len(files)} files")
     return target
+
+
+# kit
+
+# What the wheels for each system are tagged with; the oldest system that the locked packages run on.
+KIT_TAGS = {
+    "linux": ("x86_64", [f"manylinux_2_{n}_x86_64" for n in range(5, 29)] + ["manylinux2014_x86_64"]),
+    "windows": ("x86_64", ["win_amd64"]),
+    "macos": ("arm64", ["macosx_15_0_arm64"]),
+}
+# What the markers in a lock ask for.
+KIT_MARKERS = {
+    "linux": {"sys_platform": "linux", "platform_machine": "x86_64"},
+    "windows": {"sys_platform": "win32", "platform_machine": "AMD64"},
+    "macos": {"sys_platform": "darwin", "platform_machine": "arm64"},
+}
+KIT_README = """GeoPEFT {version}: the engine for a machine without a network
+System: {system} ({machine}), for {variant}; Python {pythons} (64 bit) must be on that machine: none is in the kit.
+
+1. Copy this whole folder to that machine, and install the GeoPEFT plugin {version} there.
+2. In QGIS, open the GeoPEFT panel, choose "Install from an offline kit ..." and this folder.
+   Without QGIS: python3 build.py engine --wheels THIS_FOLDER
+
+Every file is compared with its sha256 in kit.json before anything is installed.
+"""
+
+
+def command_kit(arguments: argparse.Namespace) -> int:
+    """A folder from which the engine can be set up without a network."""
+    system, variant = arguments.platform, arguments.variant
+    here = system == engine_kit.this_system()
+    pythons = arguments.python.split(",") if arguments.python else [engine_uv.base_python(None)[1] if here else "3.12"]
+    machine, tags = KIT_TAGS[system]
+    out = (arguments.out or BUILD / f"kit-{system}-{variant}").resolve()
+    if out.exists() and any(out.iterdir()) and not engine_kit.is_kit(out):
+        raise Failure(f"{out} is not empty and no kit: choose another folder with --out.")
+    fresh = out.with_name(f"{out.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    wheels = fresh / engine_kit.WHEELS
+    wheels.mkdir(parents=True)
+    for minor in pythons:
+        download_wheels(kit_lock(system, variant, minor), wheels, tags, minor)
+    download_wheels((ROOT / "engine" / "uv.txt").read_text(encoding="utf-8"), wheels, tags, pythons[0])
+    if arguments.weights:
+        shutil.copytree(arguments.weights, fresh / engine_kit.WEIGHTS)
+    version = re.findall(r"^version=(.+)$", (ROOT / "metadata.txt").read_text(encoding="utf-8"), re.MULTILINE)[0]
+    facts = {"system": system, "machine": machine, "variant": variant, "version": version}
+    readme = KIT_README.format(**facts, pythons=" or ".join(pythons))
+    (fresh / "README.txt").write_text(readme, encoding="utf-8", newline="\n")
+    facts["lock"] = install.lock_hash(ROOT / "engine")
+    engine_kit.write_manifest(fresh, facts, pythons, say)
+    shutil.rmtree(out, ignore_errors=True)
+    os.replace(fresh, out)
+    print(out)
+    return 0
+
+
+def kit_lock(system: str, variant: str, minor: str) -> str:
+    """The lock's packages for another system and Python, without markers: pip would ask them of this machine."""
+    facts = {**KIT_MARKERS[system], "python_full_version": f"{minor}.0"}
+    kept = []
+    for _, block in install.lock_blocks(install.lock_text(ROOT / "engine", variant)):
+        requirement, backslash, hashes = block.partition(" \\\n")
+        name, _, marker = requirement.partition(";")
+        if not marker or marker_holds(ast.parse(marker.strip(), mode="eval").body, facts):
+            kept.append(f"{name.strip()}{backslash}{hashes}")
+    return "\n".join(kept) + "\n"
+
+
+def marker_holds(node: ast.expr, facts: Mapping[str, str]) -> bool:
+    """Whether a marker such as `sys_platform == 'linux' and python_full_version < '3.12'` is true for `facts`."""
+    if isinstance(node, ast.BoolOp):
+        every = all if isinstance(node.op, ast.And) else any
+        return every(marker_holds(part, facts) for part in node.values)
+    if not (isinstance(node, ast.Compare) and isinstance(node.left, ast.Name)):
+        raise Failure(f"The lock has a marker that is not understood: {ast.unparse(node)}")
+    sides: list[Any] = [facts[node.left.id], ast.literal_eval(node.comparators[0])]
+    if node.left.id.endswith("version"):
+        sides = [tuple(int(part) for part in side.split(".")[:2]) for side in sides]
+    operators = {ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le}
+    operators |= {ast.Gt: operator.gt, ast.GtE: operator.ge}
+    return bool(operators[type(node.ops[0])](*sides))
+
+
+def download_wheels(lock: str, wheels: Path, tags: Sequence[str], minor: str) -> None:
+    """The wheels of a lock for a system and a Python, each checked by its hash."""
+    steps = engine_steps.Steps(say, lambda: False)
+    with tempfile.TemporaryDirectory() as scratch:
+        requirements = Path(scratch) / "requirements.txt"
+        requirements.write_text(lock, encoding="utf-8")
+        command = [engine_uv.python_with_pip(steps, Path(scratch), True), "-E", "-m", "pip", "download", "--no-deps"]
+        command += ["--only-binary", ":all:", "--require-hashes", "--progress-bar", "off", "--implementation", "cp"]
+        command += ["--python-version", minor, "--dest", str(wheels), "-r", str(requirements)]
+        abis = [f"cp{minor.replace('.', '')}", "abi3", "none"]
+        command += [
+            part for option, values in (("--platform", tags), ("--abi", abis)) for v in values for part in (option, v)
+        ]
+        try:
+            with steps.step(f"Fetching the wheels for Python {minor}"):
+                steps.run(
+                    command, Path(scratch), pip=True, watch=engine_uv.Growth(wheels), more=engine_uv.NO_CONSTRAINTS
+                )
+        except engine_steps.CommandFailed as failure:
+            raise Failure(f"The wheels could not be fetched: {engine_complaints.reason(str(failure))}") from failure
 
 
 # check
@@ -229,8 +361,10 @@ def check(seconds: dict[str, float]) -> list[str]:
         "types of engine": lambda: tool(*mypy, "--strict", "engine/geopeft"),
         "types of plugin and tests": lambda: tool(*mypy, "geopeft_qgis", "tests", "build.py"),
         "schema": schema_is_current,
+        "languages": everything_is_translated,
         "tree": tree_is_clean,
         "store gate": lambda: passes_store_gate(tool),
+        "Qt 6": lambda: runs_on_qt_6(python),
     }
     failed = []
     for name, passes in checks.items():
@@ -279,20 +413,40 @@ def tree_is_clean() -> bool:
 
 
 def passes_store_gate(tool: Callable[..., bool]) -> bool:
-    """Any finding of bandit (less the rules named in .bandit) or detect-secrets blocks a version in the store."""
+    """Any finding of bandit (less the rules named in .bandit) or detect-secrets blocks a version in the store.
+
+    It also shows what flake8 says (with the .flake8 of the zip), and looks at the members and the manifest.
+    """
     with tempfile.TemporaryDirectory() as scratch:
-        with zipfile.ZipFile(make_zip(Path(scratch) / "plugin.zip")) as archive:
+        file = make_zip(Path(scratch) / "plugin.zip")
+        faults = store.faults(file)
+        with zipfile.ZipFile(file) as archive:
             archive.extractall(scratch)
         plugin = Path(scratch) / "geopeft_qgis"
         safe = tool("bandit", "--quiet", "--recursive", "--ini", plugin / ".bandit", plugin)
+        tidy = tool("flake8", ".", cwd=plugin)
         found = Path(scratch) / "secrets.json"
-        with found.open("wb") as file:
+        with found.open("wb") as listing:
             scan = ("detect_secrets", "scan", "--all-files", "--exclude-files", r"metadata\.txt")
-            scanned = tool(*scan, cwd=plugin, stdout=file)
+            scanned = tool(*scan, cwd=plugin, stdout=listing)
         secrets = json.loads(found.read_bytes())["results"] if scanned else {"detect-secrets": "did not run"}
-    for name, findings in secrets.items():
-        say(f"possible secret in {name}: {findings}")
-    return safe and not secrets
+    for fault in [*faults, *(f"possible secret in {name}: {findings}" for name, findings in secrets.items())]:
+        say(fault)
+    return safe and tidy and not secrets and not faults
+
+
+def runs_on_qt_6(python: Path) -> bool:
+    """The windows on real PyQt6, with a stand-in for QGIS; then pyright, which knows every name that Qt 6 has."""
+    folder = install.install_tools(python, QT6_LOCK, say, may_use_apt=True)
+    paths = {"PYTHONPATH": os.pathsep.join(map(str, (folder, tools(python)))), "QT_QPA_PLATFORM": "offscreen"}
+    needs = run([python, "-c", "import PyQt6.QtWidgets"], env=clean_environment(**paths))
+    if needs.returncode:
+        say("Qt 6 lacks libraries of the system here; on Debian: apt-get install libegl1 libgl1 libxkbcommon0")
+        return False
+    failed = pytest("qt6", python, ["tests/qt6"], paths)
+    settings = {"PYRIGHT_PYTHON_GLOBAL_NODE": "0", "PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"}
+    types = [python, "-m", "pyright", "--project", "tests/qt6", "--pythonpath", python]
+    return not run(types, env=clean_environment(**paths, **settings)).returncode and not failed
 
 
 # test
@@ -315,9 +469,14 @@ def command_test(arguments: argparse.Namespace) -> int:
         paths = ["tests/engine", "tests/contract", *sorted(str(path) for path in (ROOT / "tests").glob("test_*.py"))]
         failed += pytest("engine", python, [*paths, *chosen], {})
     if qgis:
+        plugin = ["tests/plugin", "tests/contract/test_algorithm_jobs.py"]
+        more = {"QT_QPA_PLATFORM": "offscreen", "GEOPEFT_ENGINE_PYTHON": python}
         with stage("plugin tests", seconds):
-            more = {"QT_QPA_PLATFORM": "offscreen", "GEOPEFT_ENGINE_PYTHON": python}
-            failed += pytest("plugin", qgis, ["tests/plugin", "tests/contract/test_algorithm_jobs.py", *chosen], more)
+            failed += pytest("plugin", qgis, [*plugin, *chosen], more)
+        other = None if arguments.fast else other_qgis(qgis)
+        if other:
+            with stage(f"plugin tests, QGIS {qgis_versions.VERSION}", seconds):
+                failed += pytest("plugin-other", qgis, [*plugin, "-m", "not slow"], {**more, **other})
     elif os.environ.get("CI"):
         failed.append("plugin tests (QGIS is missing)")
     for name, spent in seconds.items():
@@ -327,15 +486,18 @@ def command_test(arguments: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def pytest(name: str, python: Path, arguments: list[str], more: dict[str, object]) -> list[str]:
+def pytest(name: str, python: Path, arguments: list[str], more: Mapping[str, object]) -> list[str]:
     """Runs pytest; its name where it failed."""
     shared = ROOT.parent / "shared"
-    environment = clean_environment(PYTHONPATH=tools(python), PYTHONDONTWRITEBYTECODE=1, **more)
+    environment = clean_environment(**{"PYTHONDONTWRITEBYTECODE": 1, **more})
+    paths = [str(tools(python)), *filter(None, [environment.get("PYTHONPATH")])]
+    environment["PYTHONPATH"] = os.pathsep.join(paths)
     # QGIS' launchers and libraries are the system's, whatever other Python stands first on the user's path.
-    environment["PATH"] = os.pathsep.join(["/usr/bin", "/bin", environment["PATH"]])
+    environment["PATH"] = os.pathsep.join([*([] if "PATH" in more else ["/usr/bin", "/bin"]), environment["PATH"]])
     if shared.is_dir():
         environment.setdefault("GEOPEFT_SHARED", str(shared))
     report = BUILD / "test-results" / f"{name}.xml"
+    report.parent.mkdir(parents=True, exist_ok=True)
     options = ["-c", CONFIG, "--rootdir", ROOT, "-p", "no:cacheprovider", "-rs", f"--junit-xml={report}"]
     with tempfile.TemporaryDirectory() as scratch:
         environment["XDG_RUNTIME_DIR"] = environment["QGIS_CUSTOM_CONFIG_PATH"] = scratch
@@ -368,6 +530,17 @@ def qgis_python() -> Path | None:
     if found is None:
         say("No Python with QGIS: the plugin's tests are left out. Install qgis and python3-qgis to run them.")
     return found
+
+
+def other_qgis(system: Path) -> dict[str, object]:
+    """The variables for a newer QGIS beside the system's; empty, with a word why, where it cannot be had."""
+    try:
+        if system != Path("/usr/bin/python3"):
+            raise qgis_versions.NotHere("it stands beside the QGIS of Debian only")
+        return dict(qgis_versions.variables(install.home() / "qgis", install.root_prefix(), say))
+    except qgis_versions.NotHere as reason:
+        say(f"The tests on QGIS {qgis_versions.VERSION} are left out: {reason}.")
+        return {}
 
 
 def find_qgis_python() -> Path | None:
@@ -482,12 +655,19 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("options", nargs=argparse.REMAINDER)
     engine = add("engine", command_engine, "create or repair the engine's environment; prints the path of its Python")
     engine.add_argument("--repair", action="store_true", help="make it anew, fetch damaged packages again")
-    engine.add_argument("--wheels", type=Path, help="folder with all wheels, uv's too, for use without a network")
+    engine.add_argument("--wheels", type=Path, help="an offline kit, or a folder with all wheels, uv's too")
     link = add("link", command_link, "put the plugin into a QGIS profile, as links to this folder")
     link.add_argument("--profile", type=Path, help="the profile's folder; else the default profile")
     add("schema", command_schema, "write resources/schema from the engine's job types")
+    add("strings", command_strings, "bring the language files in resources/i18n up to date with the code")
     lock = add("lock", command_lock, "pin all packages with hashes, for Linux, Windows and macOS")
     lock.add_argument("--upgrade", action="store_true", help="take the newest releases")
+    kit = add("kit", command_kit, "make a folder that sets the engine up on a machine without a network")
+    kit.add_argument("--out", type=Path, help="the folder to make; else build/kit-PLATFORM-VARIANT")
+    kit.add_argument("--platform", choices=KIT_TAGS, default=engine_kit.this_system(), help="else this one")
+    kit.add_argument("--variant", choices=("cpu", "gpu"), default="cpu", help="gpu: for an NVIDIA card, Linux only")
+    kit.add_argument("--python", help="minor versions such as 3.11,3.12 that may be on that machine")
+    kit.add_argument("--weights", type=Path, help="folder with pretrained weights to put in")
     archive = add("zip", command_zip, "make the plugin's zip")
     archive.add_argument("--out", type=Path, default=ROOT / "dist" / "geopeft_qgis.zip")
     return top

@@ -1,132 +1,173 @@
-"""Makes, checks, repairs and removes the engine's own Python environment; the plugin and build.py share this file.
+"""Makes, repairs and removes the engine's own Python environment; the plugin and build.py share this file.
 
 Standard library only (not even qgis), Python 3.9 syntax. An environment is built beside an older one from
 `requirements.lock` with hashes, then switched to by one rename; its stamp file is written last, so a folder without a
-fitting stamp is never used.
+fitting stamp is never used. What was downloaded before an installation was stopped stays in uv's cache.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import csv
 import hashlib
 import json
 import os
 import re
 import shutil
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Optional
 
-from .engine_uv import (
+from . import engine_kit
+from .engine_complaints import advice, reason
+from .engine_disk import alone, disk_errors, in_use, switch
+from .engine_environment import (
+    STAMP,
+    count_packages,
+    damage,
+    engine_python,
+    engine_source,
+    environments,
+    freed_bytes,
+    home,
+    lock_hash,
+    outdated,
+    python_in,
+    read_stamp,
+    ready_environments,
+    site_packages,
+    verify,
+)
+from .engine_steps import (
     CommandFailed,
     InstallCanceled,
     InstallError,
+    Network,
+    Progress,
     Say,
     Steps,
+    Tell,
+    Watch,
     answer,
-    base_python,
     child_environment,
-    get_uv,
-    reason,
-    root_prefix,
-    sees_nvidia_gpu,
 )
+from .engine_uv import Growth, PackageWatch, base_python, get_uv, nvidia_card, root_prefix
+from .language import tr
 
 __all__ = [
+    "Choices",
     "InstallCanceled",
     "InstallError",
+    "Network",
+    "Progress",
     "child_environment",
     "engine_python",
     "engine_source",
     "ensure",
+    "expected_gb",
     "home",
     "install_tools",
+    "lock_blocks",
+    "lock_hash",
+    "lock_text",
+    "nvidia_card",
+    "outdated",
     "remove",
+    "removable",
     "root_prefix",
     "uv_program",
+    "variant_here",
     "verify",
 ]
 
-HERE = Path(__file__).resolve().parent
-STAMP = "stamp.json"
-# With the CUDA libraries of the Linux wheels an environment takes 5.6 GB, without them 1.5 GB.
-NEEDED_GB = 8 if sys.platform == "linux" else 3
-# Companies add their own certificate to this file; that is no damage.
-MAY_CHANGE = "certifi/cacert.pem"
+# GB to download and GB on disk, measured with this lock.
+SIZES = {
+    ("linux", "gpu"): (3.5, 7.1),
+    ("linux", "cpu"): (2.7, 5.3),
+    ("windows", "cpu"): (0.36, 1.6),
+    ("macos", "cpu"): (0.36, 1.6),
+}
+# The wheels of torch for Linux need most CUDA libraries at import, with or without a card, but not these.
+UNUSED_ON_CPU = frozenset(
+    "triton nvidia-cusolver nvidia-nvjitlink nvidia-nvtx nvidia-cuda-cccl cuda-bindings cuda-pathfinder".split()
+)
 CHECKED_IMPORTS = "import torch, torchvision, timm, rasterio, pyogrio, shapely, onnxruntime, sklearn, geopeft"
+INSTALL_FAILED = "The engine's packages could not be installed ({reason})."
 
 
-def engine_source() -> Path:
-    """The folder that holds the package `geopeft`, its lock and the pins of uv: in the plugin, or beside it."""
-    inside = HERE / "engine"
-    return inside.resolve() if (inside / "geopeft").is_dir() else (HERE.parent / "engine").resolve()
+@dataclass(frozen=True)
+class Choices:
+    """What can be chosen about an installation."""
+
+    folder: Optional[Path] = None  # where environments live; home() where it is not given
+    wheels: Optional[Path] = None  # an offline kit, or a folder of wheels (uv's among them): no network is used
+    variant: str = "auto"  # auto | cpu | gpu
+    own_cache: bool = False  # downloads stay in `folder` and not in the user's cache of uv
+    may_use_apt: bool = False  # python3-pip may be installed on Debian
+    network: Network = field(default_factory=Network)
+
+    @property
+    def home(self) -> Path:
+        return self.folder or home()
 
 
-def home() -> Path:
-    """Where environments and tools live: outside the plugin's folder, which an upgrade deletes."""
-    if os.environ.get("GEOPEFT_HOME"):
-        return Path(os.environ["GEOPEFT_HOME"]).expanduser().resolve()
-    if os.name == "nt":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "GeoPEFT"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "GeoPEFT"
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "geopeft"
+def variant_here() -> str:
+    """gpu where the engine's packages can use this machine's card. Those for Windows and macOS have no CUDA in them."""
+    return "gpu" if sys.platform == "linux" and nvidia_card() else "cpu"
 
 
-def engine_python(source: Path | None = None) -> Path | None:
-    """The Python of a finished environment for this source and lock, or None. Reads stamps only: instant."""
-    ready = _ready((source or engine_source()).resolve())
-    return _python_in(ready[-1]) if ready else None
+def expected_gb(variant: str, system: Optional[str] = None) -> tuple[float, float]:
+    """(GB to download, GB on disk) of an installation."""
+    system = system or engine_kit.this_system()
+    return SIZES.get((system, variant)) or SIZES.get((system, "cpu")) or SIZES["linux", "gpu"]
+
+
+def lock_text(source: Path, variant: str) -> str:
+    """The lock without what an installation for the CPU, or for a graphics card, does not take.
+
+    One of the two flavours of onnxruntime, which own the same files, goes in any case.
+    """
+    dropped = {"onnxruntime"} if variant == "gpu" else {"onnxruntime-gpu", *UNUSED_ON_CPU}
+    blocks = lock_blocks((source / "requirements.lock").read_text(encoding="utf-8"))
+    return "\n".join(block for name, block in blocks if name not in dropped) + "\n"
+
+
+def lock_blocks(text: str) -> list[tuple[str, str]]:
+    """(name, the requirement with its hashes) of each package in a lock."""
+    blocks = [block.rstrip() for block in re.split(r"\n(?=\S)", text)]
+    return [(re.split(r"[=\s\[]", block, maxsplit=1)[0], block) for block in blocks if block]
 
 
 def ensure(
-    source: Path | None,
+    source: Optional[Path],
     say: Say,
     canceled: Callable[[], bool] = lambda: False,
     repair: bool = False,
-    wheels: Path | None = None,
-    may_use_apt: bool = False,
+    choices: Optional[Choices] = None,
+    tell: Tell = lambda progress: None,
 ) -> Path:
     """The Python of an environment that works, made or repaired where needed; takes half a second where it is whole.
 
     `repair` builds it anew in any case; packages whose files differ from what was published are fetched again.
-    `wheels` is a folder of wheels (uv's among them) for a machine without network. `may_use_apt` allows it to install
-    python3-pip on Debian.
+    `say` gets lines for a log, `tell` the progress.
     Raises InstallError, InstallCanceled.
     """
-    work = _Installation((source or engine_source()).resolve(), Steps(say, canceled), wheels, may_use_apt)
+    choices = choices or Choices()
+    steps = Steps(say, canceled, tell, choices.network)
+    work = _Installation((source or engine_source()).resolve(), steps, choices)
     found = None if repair else work.ready()
     if found:
         return found
-    with _alone(work.steps):
+    with disk_errors(choices.home), alone(steps, choices.home):
         # Another process may have finished it while this one waited.
         return (None if repair else work.ready()) or work.build(repair or work.is_damaged)
-
-
-def verify(python: Path) -> list[str]:
-    """What is wrong with an environment, a sentence each; empty when it is whole. About 2 s.
-
-    Compares presence and size of each installed file with the packages' own lists, then starts the engine.
-    """
-    environment = Path(python).parent.parent
-    found = _damage(environment)
-    problems = [f"{name}: {len(files)} files are missing or cut, such as {files[0]}." for name, files in found.items()]
-    if _read_stamp(environment).get("packages") != _count_packages(environment):
-        problems.append("Packages are missing.")
-    if not problems:
-        started, text = answer([str(python), "-I", "-m", "geopeft", "probe"])
-        problems += [] if started else [f"The engine does not start ({text})."]
-    return problems
 
 
 def uv_program(say: Say, may_use_apt: bool = False) -> Path:
     """The pinned uv, fetched where needed."""
     steps = Steps(say, lambda: False)
-    with _alone(steps):
+    with alone(steps, home()):
         return get_uv(steps, home() / "uv", engine_source() / "uv.txt", None, may_use_apt)
 
 
@@ -138,77 +179,125 @@ def install_tools(python: Path, lock: Path, say: Say, may_use_apt: bool = False)
     target = home() / "tools" / key
     if not target.is_dir():
         uv = uv_program(say, may_use_apt)
-        with _alone(steps):
+        with alone(steps, home()):
             for old in (home() / "tools").glob(f"{key}*"):
                 shutil.rmtree(old, ignore_errors=True)
             fresh = target.with_name(f"{key}.new-{os.getpid()}")
             command = [str(uv), "pip", "install", "--require-hashes", "--python", str(python), "--target", str(fresh)]
-            _uv(steps, [*command, "-r", str(lock)], None, "The tools could not be installed")
+            try:
+                steps.run([*command, "-r", str(lock)], home())
+            except CommandFailed as failure:
+                text = reason(str(failure))
+                sentence = tr("The tools could not be installed ({reason}).").format(reason=text)
+                raise InstallError(sentence, advice(str(failure))) from failure
             os.replace(fresh, target)
     return target
 
 
-def remove() -> None:
-    """Removes all environments and the installer's tools; models and their weights stay."""
-    with _alone(Steps(lambda text: None, lambda: False)):
-        for folder in (*_environments(), home() / "uv", home() / "tools"):
-            shutil.rmtree(folder, ignore_errors=True)
+def removable(source: Optional[Path] = None, folder: Optional[Path] = None) -> list[Path]:
+    """What `remove` takes away: this source's environments, and with the last one the installer's own files."""
+    place, mine = folder or home(), str((source or engine_source()).resolve())
+    there = environments(place)
+    others = [entry for entry in there if read_stamp(entry).get("source") not in (None, mine)]
+    parts = [entry for entry in there if entry not in others]
+    parts += [] if others else [place / name for name in ("uv", "tools", "python", "cache")]
+    return [part for part in parts if part.is_dir()]
+
+
+def remove(
+    source: Optional[Path] = None, folder: Optional[Path] = None, canceled: Callable[[], bool] = lambda: False
+) -> int:
+    """Removes what `removable` names; models and weights stay. Returns the bytes given back.
+
+    Raises InstallError where a part is in use, InstallCanceled while it waits for another installation.
+    """
+    place = folder or home()
+    with disk_errors(place), alone(Steps(lambda text: None, canceled), place):
+        parts = removable(source, place)
+        size = freed_bytes(parts)
+        for part in parts:
+            # A renamed folder is no environment any more, even where a file in it cannot be deleted yet.
+            doomed = part.with_name(f"{part.name}.old-{os.getpid()}")
+            with contextlib.suppress(OSError):
+                os.replace(part, doomed)
+            shutil.rmtree(doomed if doomed.exists() else part, ignore_errors=True)
+        left = [part for part in parts if part.exists()]
+    if left:
+        raise in_use(left[0])
+    return size
 
 
 class _Installation:
     """The making of one environment. Its steps run in the order of `build`."""
 
-    def __init__(self, source: Path, steps: Steps, wheels: Path | None, may_use_apt: bool) -> None:
+    def __init__(self, source: Path, steps: Steps, choices: Choices) -> None:
         self.source = source
         self.steps = steps
-        self.wheels = wheels
-        self.may_use_apt = may_use_apt
-        self.variant = "gpu" if sees_nvidia_gpu() else "cpu"
-        self.lock_hash = _lock_hash(source)
+        self.choices = choices
+        self.home = choices.home
+        self.wheels = choices.wheels
+        self.kit: Optional[engine_kit.Kit] = None
+        if self.wheels and engine_kit.is_kit(self.wheels):
+            self.kit = engine_kit.read(self.wheels)
+            engine_kit.check_fits(self.kit, source)
+            self.wheels = self.kit.wheels
+        asked = self.kit.variant if self.kit else choices.variant
+        self.variant = variant_here() if asked == "auto" else asked
+        self.takes_gpu = asked != "cpu"
+        self.lock_hash = lock_hash(source)
         self.is_damaged = False
 
-    def ready(self) -> Path | None:
+    def ready(self) -> Optional[Path]:
         """The Python of a finished environment for this source, lock and graphics card that is whole."""
-        for environment in _ready(self.source):
-            if _read_stamp(environment).get("variant") == self.variant:
-                problems = verify(_python_in(environment))
+        for environment in ready_environments(self.source, self.home):
+            variant = read_stamp(environment).get("variant")
+            # One for a graphics card works without one as well.
+            if variant == self.variant or (variant == "gpu" and self.takes_gpu):
+                problems = verify(python_in(environment))
                 if not problems:
-                    return _python_in(environment)
+                    return python_in(environment)
                 if not self.is_damaged:
-                    self.steps.say(f"The engine's environment is damaged and is made anew. {problems[0]}")
+                    text = tr("The engine's environment is damaged and is made anew. {reason}")
+                    self.steps.say(text.format(reason=problems[0]))
                 self.is_damaged = True
         return None
 
     def build(self, repair: bool) -> Path:
-        root = home() / "engine"
+        root = self.home / "engine"
         self._make_room(root)
-        uv = get_uv(self.steps, home() / "uv", self.source / "uv.txt", self.wheels, self.may_use_apt)
+        if self.kit:
+            with self.steps.step(tr("Checking the files of the offline kit"), "kit"):
+                engine_kit.check_files(self.kit, self.steps)
+        uv = get_uv(self.steps, self.home / "uv", self.source / "uv.txt", self.wheels, self.choices.may_use_apt)
         if repair:
             self._forget_damaged(uv)
-        base, minor = base_python(self.wheels)
+        base, minor = base_python((self.kit.pythons if self.kit else ()) if self.wheels else None)
         identity = "\n".join((self.lock_hash, minor, self.variant, str(self.source)))
         key = hashlib.sha256(identity.encode()).hexdigest()[:12]
         fresh = root / f"{key}.new-{os.getpid()}"
         try:
             self._fill(fresh, uv, base)
             self._stamp(fresh, minor)
-            _switch(fresh, root / key)
+            if self.kit:
+                engine_kit.copy_weights(self.kit, self.home / engine_kit.WEIGHTS)
+            switch(fresh, root / key)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
         self._sweep(keep=key)
-        return _python_in(root / key)
+        self.steps.tell(Progress("check", 1.0, 0.0))
+        return python_in(root / key)
 
     def _make_room(self, root: Path) -> None:
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InstallError(f"The folder {root} cannot be made ({error.strerror}).", "Set GEOPEFT_HOME.") from error
+        root.mkdir(parents=True, exist_ok=True)
         self._sweep()
-        free_gb = shutil.disk_usage(root).free / 1e9
-        if free_gb < NEEDED_GB:
+        needed = expected_gb(self.variant)[1] * 1.1 + 0.2
+        free = shutil.disk_usage(root).free / 1e9
+        if free < needed:
             raise InstallError(
-                f"The engine needs {NEEDED_GB} GB of free disk, and {root} has {free_gb:.1f} GB.",
-                "Free some space, or set GEOPEFT_HOME to a folder on another disk.",
+                tr("The engine needs {needed} GB of free disk, and {path} has {free} GB.").format(
+                    needed=f"{needed:.1f}", path=root, free=f"{free:.1f}"
+                ),
+                tr("Free some space, or choose a folder on another disk."),
             )
 
     def _sweep(self, keep: str = "") -> None:
@@ -216,49 +305,85 @@ class _Installation:
 
         With `keep`, the name of a new environment, also those that it replaces.
         """
-        for environment in _environments():
-            source = _read_stamp(environment).get("source") or "?"
+        for environment in environments(self.home):
+            source = read_stamp(environment).get("source") or "?"
             replaced = keep and environment.name != keep and source == str(self.source)
             if replaced or not Path(source).is_dir():
                 shutil.rmtree(environment, ignore_errors=True)
+        # What a stopped uv was just unpacking is of no use to the next one.
+        rests = list((self.home / "cache").glob(".tmp*"))
+        if rests:
+            with self.steps.step(tr("Clearing away what a stopped installation left"), "clear"):
+                for rest in rests:
+                    shutil.rmtree(rest, ignore_errors=True)
 
     def _forget_damaged(self, uv: Path) -> None:
         """Damaged files are often the cache's own (hard links), so their packages must leave the cache as well."""
-        with self.steps.step("Looking for damaged files"):
-            damaged = sorted({name for found in _ready(self.source) for name in _damage(found, read_all=True)})
+        with self.steps.step(tr("Looking for damaged files")):
+            found = ready_environments(self.source, self.home)
+            damaged = sorted({name for environment in found for name in damage(environment, read_all=True)})
         if damaged:
-            self.steps.say(f"  damaged: {', '.join(damaged)}")
-            _uv(self.steps, [str(uv), "cache", "clean", *damaged], None, "The package cache could not be cleaned")
+            self.steps.say(tr("Damaged: {packages}").format(packages=", ".join(damaged)))
+            failed = tr("The package cache could not be cleaned ({reason}).")
+            self._uv([str(uv), "cache", "clean", *damaged], failed)
 
     def _fill(self, fresh: Path, uv: Path, base: str) -> None:
-        failed = "The engine's packages could not be installed"
-        with self.steps.step(f"Making a Python environment on {base}"):
-            _uv(self.steps, [str(uv), "venv", "--relocatable", "--python", base, str(fresh)], None, failed)
+        with self.steps.step(tr("Making a Python environment on {python}").format(python=base)):
+            command = [str(uv), "venv", "--relocatable", "--python", base, str(fresh)]
+            self._uv(command, tr(INSTALL_FAILED), Growth(self.home / "python"))
         lock = fresh / "requirements.txt"
-        lock.write_text(self._lock_for_this_machine(), encoding="utf-8")
-        kind = "an NVIDIA card" if self.variant == "gpu" else "no NVIDIA card"
-        with self.steps.step(f"Installing the packages (for {kind}; several GB the first time)"):
+        lock.write_text(lock_text(self.source, self.variant), encoding="utf-8")
+        if self.wheels:
+            text = tr("Installing the packages from the offline kit ({variant})").format(variant=self.variant)
+        else:
+            text = tr("Installing the packages ({variant}; about {size} GB the first time)")
+            text = text.format(variant=self.variant, size=f"{expected_gb(self.variant)[0]:g}")
+        with self.steps.step(text, "packages"):
             command = [str(uv), "pip", "sync", "--require-hashes", "--compile-bytecode"]
-            _uv(self.steps, [*command, "--python", str(_python_in(fresh)), str(lock)], self.wheels, failed)
-        _site_packages(fresh).joinpath("geopeft.pth").write_text(_path_line(self.source), encoding="ascii")
-        with self.steps.step("Starting the engine's libraries"):
+            cache = self._cache(uv)
+            ledger = cache / f"geopeft-{self.lock_hash[:12]}.json" if self._has_own_cache() else None
+            watch = PackageWatch(cache, site_packages(fresh), expected_gb(self.variant)[0] * 1e9, ledger)
+            self._uv([*command, "--python", str(python_in(fresh)), str(lock)], tr(INSTALL_FAILED), watch)
+        site_packages(fresh).joinpath("geopeft.pth").write_text(_path_line(self.source), encoding="ascii")
+        with self.steps.step(tr("Starting the engine's libraries"), "check"):
             try:
-                self.steps.run([str(_python_in(fresh)), "-I", "-c", CHECKED_IMPORTS], fresh)
+                self.steps.run([str(python_in(fresh)), "-I", "-c", CHECKED_IMPORTS], fresh)
             except CommandFailed as failure:
-                text = reason(str(failure))
-                raise InstallError(f"The installed engine does not start ({text}).", _advice(failure)) from failure
-        for name, files in _damage(fresh).items():
+                text = tr("The installed engine does not start ({reason}).").format(reason=reason(str(failure)))
+                raise InstallError(text, advice(str(failure))) from failure
+        for name, files in damage(fresh).items():
             raise InstallError(
-                f"Files of {name} vanished or changed right after they were installed, such as {files[0]}.",
-                "Does a virus scanner remove them? Allow this folder, then try again.",
+                tr("Files of {package} vanished or changed right after they were installed, such as {file}.").format(
+                    package=name, file=files[0]
+                ),
+                tr("Does a virus scanner remove them? Allow this folder, then try again."),
             )
 
-    def _lock_for_this_machine(self) -> str:
-        """The lock without the flavour of onnxruntime that this machine does not take; both own the same files."""
-        dropped = "onnxruntime" if self.variant == "gpu" else "onnxruntime-gpu"
-        text = (self.source / "requirements.lock").read_text(encoding="utf-8")
-        blocks = re.split(r"\n(?=\S)", text)
-        return "\n".join(block for block in blocks if re.split(r"[=\s\[]", block, maxsplit=1)[0] != dropped) + "\n"
+    def _uv(self, command: list[str], failed: str, watch: Optional[Watch] = None) -> None:
+        offline = self.wheels and command[1] == "pip"
+        find_links = ["--no-index", "--find-links", str(self.wheels)] if offline else []
+        try:
+            self.steps.run([*command, *find_links], self.home, watch=watch, more=self._uv_variables())
+        except CommandFailed as failure:
+            raise InstallError(failed.format(reason=reason(str(failure))), advice(str(failure))) from failure
+
+    def _uv_variables(self) -> Mapping[str, str]:
+        more = {"UV_PYTHON_INSTALL_DIR": os.environ.get("UV_PYTHON_INSTALL_DIR") or str(self.home / "python")}
+        # Few at a time, so that a stopped download leaves whole packages and not a start of each.
+        more["UV_CONCURRENT_DOWNLOADS"] = "4"
+        if self._has_own_cache():
+            more["UV_CACHE_DIR"] = str(self.home / "cache")
+        if self.wheels:
+            more.update(UV_OFFLINE="1", UV_PYTHON_DOWNLOADS="never")
+        return more
+
+    def _has_own_cache(self) -> bool:
+        return self.choices.own_cache and not os.environ.get("UV_CACHE_DIR")
+
+    def _cache(self, uv: Path) -> Path:
+        """Where uv keeps what it downloads."""
+        own = self._uv_variables().get("UV_CACHE_DIR")
+        return Path(own) if own else Path(answer([str(uv), "cache", "dir", "--quiet"])[1].strip() or "?")
 
     def _stamp(self, fresh: Path, minor: str) -> None:
         stamp = {
@@ -266,7 +391,7 @@ class _Installation:
             "source": str(self.source),
             "variant": self.variant,
             "python": minor,
-            "packages": _count_packages(fresh),
+            "packages": count_packages(fresh),
         }
         with (fresh / STAMP).open("w", encoding="utf-8") as file:
             json.dump(stamp, file, indent=1)
@@ -274,148 +399,6 @@ class _Installation:
             os.fsync(file.fileno())
 
 
-def _uv(steps: Steps, command: list[str], wheels: Path | None, failed: str) -> None:
-    offline = ["--no-index", "--find-links", str(wheels)] if wheels else []
-    try:
-        steps.run([*command, *offline], home())
-    except CommandFailed as failure:
-        raise InstallError(f"{failed} ({reason(str(failure))}).", _advice(failure)) from failure
-
-
-def _advice(failure: CommandFailed) -> str:
-    text = str(failure).lower()
-    if "no space" in text or "os error 28" in text:
-        return "Free some disk space, then try again."
-    if "unknownissuer" in text or "certificate" in text:
-        return "A proxy changes the network's certificates: set UV_SYSTEM_CERTS=1, then try again."
-    if "winerror 1114" in text or "dll load failed" in text:
-        return "Install the Microsoft Visual C++ runtime (x64), then try again."
-    if "dns" in text or "connect" in text or "request" in text or "timed out" in text:
-        return "Check the network and the proxy settings, then try again."
-    return "Try again; if it stays so, report it with the sentence above."
-
-
-def _switch(fresh: Path, target: Path) -> None:
-    """Puts a finished environment in place of an older one: two renames, so a kill leaves one of the two or none."""
-    old = target.with_name(f"{target.name}.old-{os.getpid()}")
-    for attempt in range(10):
-        try:
-            if target.exists():
-                os.replace(target, old)
-            os.replace(fresh, target)
-            break
-        except PermissionError as error:
-            # Windows: a virus scanner may hold a fresh file for seconds, a running engine for ever.
-            if attempt == 9:
-                raise InstallError(f"{target} is in use.", "Stop running jobs, then try again.") from error
-            time.sleep(1)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _alone(steps: Steps) -> Iterator[None]:
-    """Two installations wait for each other; the system drops the lock of a process that dies."""
-    home().mkdir(parents=True, exist_ok=True)
-    with (home() / "install.lock").open("a+b") as file:
-        said = False
-        while not _take_lock(file.fileno()):
-            if not said:
-                steps.say("Another installation is running; waiting for it.")
-            said = True
-            steps.check()
-            time.sleep(0.2)
-        yield
-
-
-def _take_lock(descriptor: int) -> bool:
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
-def _python_in(environment: Path) -> Path:
-    return environment / "Scripts" / "python.exe" if os.name == "nt" else environment / "bin" / "python"
-
-
-def _site_packages(environment: Path) -> Path:
-    if os.name == "nt":
-        return environment / "Lib" / "site-packages"
-    return next(iter(environment.glob("lib/python3.*")), environment / "lib" / "python3") / "site-packages"
-
-
-def _environments() -> list[Path]:
-    root = home() / "engine"
-    return [folder for folder in sorted(root.iterdir()) if folder.is_dir()] if root.is_dir() else []
-
-
-def _ready(source: Path) -> list[Path]:
-    """Finished environments that fit this source and its lock, one for a graphics card last."""
-    wanted = {"lock": _lock_hash(source), "source": str(source)}
-    fit = [folder for folder in _environments() if _read_stamp(folder).items() >= wanted.items()]
-    there = [folder for folder in fit if _python_in(folder).exists()]
-    return sorted(there, key=lambda folder: str(_read_stamp(folder).get("variant")))
-
-
-def _read_stamp(environment: Path) -> dict[str, Any]:
-    """The stamp of a finished environment; empty for one that is being built or taken away."""
-    try:
-        stamp = json.loads((environment / STAMP).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return stamp if isinstance(stamp, dict) and "." not in environment.name else {}
-
-
-def _lock_hash(source: Path) -> str:
-    try:
-        return hashlib.sha256((source / "requirements.lock").read_bytes()).hexdigest()
-    except OSError as error:
-        raise InstallError(f"The file {source / 'requirements.lock'} is missing.", "Install GeoPEFT again.") from error
-
-
 def _path_line(source: Path) -> str:
     """The line of a .pth file. Before Python 3.13 it is read in the locale's encoding, so it must be plain ASCII."""
     return f"{source}\n" if str(source).isascii() else f"import sys; sys.path.append({ascii(str(source))})\n"
-
-
-def _count_packages(environment: Path) -> int:
-    return sum(1 for _ in _site_packages(environment).glob("*.dist-info/RECORD"))
-
-
-def _damage(environment: Path, read_all: bool = False) -> dict[str, list[str]]:
-    """Files per package that differ from its RECORD: by presence and size, with `read_all` by sha256 too."""
-    site = _site_packages(environment)
-    broken: dict[str, list[str]] = {}
-    for record in site.glob("*.dist-info/RECORD"):
-        with record.open(encoding="utf-8", newline="") as lines:
-            for name, digest, size in (row for row in csv.reader(lines) if len(row) == 3):
-                if (
-                    size
-                    and not name.endswith((".pyc", MAY_CHANGE))
-                    and not _is_whole(site / name, digest, int(size), read_all)
-                ):
-                    broken.setdefault(record.parent.name.split("-")[0].replace("_", "-"), []).append(name)
-    return broken
-
-
-def _is_whole(path: Path, digest: str, size: int, read_all: bool) -> bool:
-    try:
-        if path.stat().st_size != size:
-            return False
-        if not read_all or not digest.startswith("sha256="):
-            return True
-        seen = hashlib.sha256()
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                seen.update(chunk)
-        return seen.digest() == base64.urlsafe_b64decode(digest[len("sha256=") :] + "==")
-    except OSError:
-        return False

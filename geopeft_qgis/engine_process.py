@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Callable, Optional
 
+from .language import tr
+
 PROTOCOL = 1
 EVENTS = frozenset(("started", "progress", "metric", "message", "preview", "ready", "completed", "canceled", "failed"))
 MAX_LINE_BYTES = 4 << 20
@@ -71,32 +73,28 @@ def run(
     on_event: Callable[[dict[str, Any]], None],
     canceled: Callable[[], bool],
     env: Optional[Mapping[str, str]] = None,
+    stop: Optional[Callable[[], bool]] = None,
 ) -> dict[str, Any]:
     """Runs a job and returns its outputs.
 
     Args:
         command: how to start the engine; `run <folder>/job.json` is added.
         job: the job as plain data.
-        folder: an own folder of this run; `job.json`, `engine.log` and `cancel` go there.
+        folder: an own folder of this run; `job.json`, `engine.log`, `cancel` and `stop` go there.
         on_event: called in this thread with every event but the last.
         canceled: asked ten times a second; True ends the run within about five seconds.
         env: the whole environment of the engine; None: the allowed part of this process's own.
+        stop: asked ten times a second; True ends a training early with the best model so far. Where there is nothing
+            to keep yet, and in other jobs, it is a cancel.
 
     Raises:
         EngineFailed, EngineCrashed, EngineCanceled; OSError where the folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    job_file = folder / "job.json"
-    partial = folder / "job.json.part"
-    partial.write_text(json.dumps(job, ensure_ascii=False, allow_nan=False, indent=1), encoding="utf-8")
-    os.replace(partial, job_file)
-    (folder / "cancel").unlink(missing_ok=True)
-    log = _Log(folder / "engine.log")
+    job_file = write_job(job, folder)
+    log = Log(folder / "engine.log")
     try:
-        process = _start(
-            [*command, "run", str(job_file)], folder, child_environment(os.environ) if env is None else env
-        )
-        last, exit_code = _Run(process, folder, log, on_event, canceled).follow()
+        process = start([*command, "run", str(job_file)], folder, env)
+        last, exit_code = _Run(process, folder, log, on_event, canceled, stop).follow()
     finally:
         log.close()
     return _outcome(job, last, exit_code, log)
@@ -127,26 +125,65 @@ def _belongs_to_qgis(folder: str) -> bool:
     return "qgis" in lower or "osgeo4w" in lower or (bool(folder) and lower.startswith(sys.prefix.lower()))
 
 
-def _start(command: Sequence[str], folder: Path, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def write_job(job: Mapping[str, Any], folder: Path) -> Path:
+    """Writes `job.json` into the folder of a run, and takes an earlier run's cancel and stop away."""
+    folder.mkdir(parents=True, exist_ok=True)
+    job_file, partial = folder / "job.json", folder / "job.json.part"
+    partial.write_text(json.dumps(job, ensure_ascii=False, allow_nan=False, indent=1), encoding="utf-8")
+    os.replace(partial, job_file)
+    for name in ("cancel", "stop"):
+        (folder / name).unlink(missing_ok=True)
+    return job_file
+
+
+def start(
+    command: Sequence[str], folder: Path, env: Optional[Mapping[str, str]] = None, stdin: int = subprocess.DEVNULL
+) -> subprocess.Popen[bytes]:
+    """The engine as a process with a group of its own; stdout and stderr have to be read.
+
+    Args:
+        folder: where it runs.
+        env: the whole environment of the engine; None: the allowed part of this process's own.
+
+    Raises:
+        EngineFailed: ENGINE_NOT_STARTED.
+    """
     options: dict[str, Any] = {"start_new_session": True}
     if _is_windows():
         options = {"creationflags": NEW_GROUP | NO_WINDOW}
     try:
         return subprocess.Popen(  # nosec B603, no shell
             list(command),
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             cwd=folder,
-            env=dict(env),
+            env=child_environment(os.environ) if env is None else dict(env),
             **options,
         )
     except OSError as error:
         raise EngineFailed(
             "ENGINE_NOT_STARTED",
-            f"The engine's Python {command[0]} cannot be started ({error.strerror or error}).",
-            "Set up the engine again, or correct its path in Settings > Options > GeoPEFT.",
+            tr("The engine's Python {python} cannot be started ({reason}).").format(
+                python=command[0], reason=error.strerror or error
+            ),
+            tr("Set up the engine again, or correct its path in Settings > Options > GeoPEFT."),
         ) from error
+
+
+def terminate(process: subprocess.Popen[bytes]) -> None:
+    """Asks a process and all that it started to end; on Windows there is no such way."""
+    if not _is_windows():
+        _signal_group(process.pid, signal.SIGTERM)
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """Ends a process and all that it started."""
+    if _is_windows():
+        taskkill = ["taskkill", "/T", "/F", "/PID", str(process.pid)]
+        subprocess.run(taskkill, capture_output=True, check=False, creationflags=NO_WINDOW)  # nosec B603, no shell
+    else:
+        _signal_group(process.pid, signal.SIGKILL)
 
 
 class _Run:
@@ -156,12 +193,14 @@ class _Run:
         self,
         process: subprocess.Popen[bytes],
         folder: Path,
-        log: _Log,
+        log: Log,
         on_event: Callable[[dict[str, Any]], None],
         canceled: Callable[[], bool],
+        stop: Optional[Callable[[], bool]],
     ) -> None:
         self._process = process
-        self._cancel_file = folder / "cancel"
+        self._cancel_file, self._stop_file = folder / "cancel", folder / "stop"
+        self._stop = stop
         self._log = log
         self._on_event = on_event
         self._canceled = canceled
@@ -205,6 +244,9 @@ class _Run:
                 if line is None:
                     return
                 self._handle(line)
+            if self._stop is not None and self._stop():
+                self._stop = None
+                self._stop_file.touch()
             if self._cancel_is_overdue():
                 return
 
@@ -219,11 +261,7 @@ class _Run:
         if event is None:
             self._log.write(b"[stdout] " + line.rstrip(b"\r\n") + b"\n")
         elif event["event"] == "started" and event.get("protocol") != PROTOCOL:
-            raise EngineFailed(
-                "PROTOCOL_MISMATCH",
-                f"The engine speaks protocol {event.get('protocol')}, this plugin speaks {PROTOCOL}.",
-                "Set up the engine again so that both have the same version.",
-            )
+            raise protocol_mismatch(event)
         elif event["event"] in ("completed", "canceled", "failed"):
             self._last = self._last or event
         else:
@@ -241,7 +279,7 @@ class _Run:
             self._terminated_at = time.monotonic()
             if _is_windows():
                 return True
-            _signal_group(self._process.pid, signal.SIGTERM)
+            terminate(self._process)
         return self._terminated_at is not None and time.monotonic() - self._terminated_at > TERMINATE_GRACE_S
 
     def _wait(self, seconds: float) -> bool:
@@ -252,12 +290,7 @@ class _Run:
         return True
 
     def _kill(self) -> None:
-        """The process and all that it started."""
-        if _is_windows():
-            taskkill = ["taskkill", "/T", "/F", "/PID", str(self._process.pid)]
-            subprocess.run(taskkill, capture_output=True, check=False, creationflags=NO_WINDOW)  # nosec B603, no shell
-        else:
-            _signal_group(self._process.pid, signal.SIGKILL)
+        kill(self._process)
         self._wait(TERMINATE_GRACE_S)
 
     def _close(self) -> None:
@@ -272,12 +305,12 @@ class _Run:
                 stream.close()
 
     def _read_stdout(self) -> None:
-        for line in _bounded_lines(self._process.stdout):
+        for line in bounded_lines(self._process.stdout):
             self._lines.put(line)
         self._lines.put(None)
 
 
-class _Log:
+class Log:
     """`engine.log`: what the engine wrote to stderr, and lines on stdout that are no events. Its size is bounded."""
 
     def __init__(self, path: Path) -> None:
@@ -329,7 +362,18 @@ def parse_event(line: bytes) -> Optional[dict[str, Any]]:
     return event if isinstance(event, dict) and event.get("event") in EVENTS else None
 
 
-def _bounded_lines(stream: Optional[IO[bytes]]) -> Iterator[bytes]:
+def protocol_mismatch(event: Mapping[str, Any]) -> EngineFailed:
+    """The failure of an engine whose first event names another protocol."""
+    return EngineFailed(
+        "PROTOCOL_MISMATCH",
+        tr("The engine speaks protocol {theirs}, this plugin speaks {ours}.").format(
+            theirs=event.get("protocol"), ours=PROTOCOL
+        ),
+        tr("Set up the engine again so that both have the same version."),
+    )
+
+
+def bounded_lines(stream: Optional[IO[bytes]]) -> Iterator[bytes]:
     """Lines of a stream; of a line longer than MAX_LINE_BYTES only the start is given."""
     while stream is not None:
         try:
@@ -352,29 +396,38 @@ def _signal_group(group: int, number: int) -> None:
 
 
 def _outcome(
-    job: Mapping[str, Any], last: Optional[dict[str, Any]], exit_code: Optional[int], log: _Log
+    job: Mapping[str, Any], last: Optional[dict[str, Any]], exit_code: Optional[int], log: Log
 ) -> dict[str, Any]:
     """Outputs of a finished run. Done means: the completed line, exit code 0, and the outputs are there."""
     kind = last["event"] if last else ""
     if last and kind == "failed":
         code, message, hint = (str(last.get(key) or "") for key in ("code", "message", "hint"))
-        raise EngineFailed(code or "INTERNAL", message or "The engine failed without saying why.", hint)
+        raise EngineFailed(code or "INTERNAL", message or tr("The engine failed without saying why."), hint)
     if kind == "canceled":
         raise EngineCanceled
-    hint = f"The end of its log: {log.path}"
+    hint = tr("The end of its log: {path}").format(path=log.path)
     if not last or exit_code != 0:
-        how = "and had to be stopped" if exit_code is None else f"with exit code {exit_code}"
-        when = "after it said that it was done" if last else "before it was done"
-        raise EngineCrashed(f"The engine ended {when} {how}.", hint, log.tail())
+        raise EngineCrashed(_ended_too_soon(bool(last), exit_code), hint, log.tail())
     outputs = last.get("outputs")
     outputs = outputs if isinstance(outputs, dict) else {}
-    missing = [path for path in _promised(job, outputs) if not os.path.exists(path)]
+    missing = [path for path in promised(job, outputs) if not os.path.exists(path)]
     if missing:
-        raise EngineCrashed(f"The engine said that it was done, but {missing[0]} is not there.", hint, log.tail())
+        text = tr("The engine said that it was done, but {path} is not there.").format(path=missing[0])
+        raise EngineCrashed(text, hint, log.tail())
     return outputs
 
 
-def _promised(job: Mapping[str, Any], outputs: Mapping[str, Any]) -> list[str]:
+def _ended_too_soon(said_done: bool, exit_code: Optional[int]) -> str:
+    if exit_code is None:
+        if said_done:
+            return tr("The engine said that it was done, but did not end and had to be stopped.")
+        return tr("The engine ended before it was done and had to be stopped.")
+    if said_done:
+        return tr("The engine ended after it said that it was done with exit code {code}.").format(code=exit_code)
+    return tr("The engine ended before it was done with exit code {code}.").format(code=exit_code)
+
+
+def promised(job: Mapping[str, Any], outputs: Mapping[str, Any]) -> list[str]:
     """Paths that must exist when a job is done: those that it was asked for, and those that it says it wrote."""
     asked = [job.get(key) for key in ("out", "onnx", "json_file")]
     rasters = outputs.get("rasters")

@@ -1,37 +1,40 @@
-"""uv for the installer: gets the pinned one, finds a Python to build on, and runs both so that they can be cancelled.
+"""uv for the installer: gets the pinned one, finds a Python to build on, and watches uv's downloads.
 
 Standard library only (not even qgis), Python 3.9 syntax.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, Optional
 
-from . import engine_process
+from .engine_complaints import reason
+from .engine_steps import (
+    DOWNLOAD_QUIET_LIMIT_S,
+    STAGES,
+    CommandFailed,
+    InstallError,
+    Progress,
+    Steps,
+    Watch,
+    answer,
+)
+from .language import tr
 
 PYTHON_RANGE = ((3, 11), (3, 14))  # the minor versions that the lock has wheels for
 MANAGED_PYTHON = "3.12"  # what uv fetches where no fitting Python is installed
-HEARTBEAT_S = 20
-
-# Beside what the engine may see: the user's mirrors, cache and proxy settings for uv, and nothing else of uv's.
-ALLOWED_UV = """UV_DEFAULT_INDEX UV_INDEX UV_FIND_LINKS UV_CACHE_DIR UV_OFFLINE UV_SYSTEM_CERTS UV_NATIVE_TLS
-UV_HTTP_TIMEOUT UV_PYTHON_INSTALL_DIR UV_PYTHON_INSTALL_MIRROR""".split()
-# Read by pip; QGIS on Windows points such variables to files that do not exist, which stops every download.
-ALLOWED_IF_THERE = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT")
 
 # Prints what the installer must know of a Python; the base executable is the one outside any virtual environment.
 DESCRIBE_PYTHON = """
@@ -41,145 +44,143 @@ print(json.dumps({"version": sys.version_info[:2], "executable": getattr(sys, "_
             and not sysconfig.get_config_var("Py_GIL_DISABLED")}))
 """
 
-Say = Callable[[str], None]
+# What a user keeps pip from installing elsewhere is no matter here, where every version is pinned.
+NO_CONSTRAINTS = {"PIP_CONSTRAINT": os.devnull}
+UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+# Measured over the engine's packages: a wheel's bytes by those that it unpacks to.
+PACKED_SHARE = 0.53
+RATE_WINDOW_S = 30.0
+# What follows the download: compiling takes 25 s to two minutes, the first start of the libraries half a minute.
+AFTER_DOWNLOAD_S, AFTER_COMPILE_S = 75.0, 20.0
 
 
-class InstallError(Exception):
-    """Why the engine could not be installed, in one sentence, and what to do next."""
-
-    def __init__(self, message: str, hint: str) -> None:
-        super().__init__(f"{message} {hint}")
-        self.message = message
-        self.hint = hint
-
-
-class InstallCanceled(InstallError):
-    """The user stopped the installation; nothing half-made is in use."""
-
-    def __init__(self) -> None:
-        super().__init__("The installation was cancelled.", "Start it again when you like.")
-
-
-def child_environment(pip: bool = False) -> dict[str, str]:
-    """The variables for a child process: what the engine may see and uv's, for pip with the user's PIP_* settings."""
-    child = engine_process.child_environment(os.environ)
-    child.update({name: os.environ[name] for name in ALLOWED_UV if name in os.environ})
-    if pip:
-        child.update({name: value for name, value in os.environ.items() if name.startswith("PIP_")})
-    for name in ALLOWED_IF_THERE:
-        child.pop(name, None)
-        if pip and Path(os.environ.get(name) or "?").exists():
-            child[name] = os.environ[name]
-    return {**child, "UV_NO_PROGRESS": "1"}
-
-
-def process_options() -> dict[str, Any]:
-    """A process group of its own, so that it can be ended with its children; no console window on Windows."""
-    if sys.platform == "win32":
-        return {"creationflags": subprocess.CREATE_NO_WINDOW}
-    return {"start_new_session": True}
-
-
-def end_group(process: subprocess.Popen[bytes]) -> None:
-    """Ends a process started with `process_options` and all its children, at once."""
-    if process.poll() is None:
-        if sys.platform == "win32":
-            taskkill = shutil.which("taskkill") or "taskkill"
-            subprocess.run([taskkill, "/T", "/F", "/PID", str(process.pid)], capture_output=True, check=False)
-        else:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def answer(command: Sequence[str], timeout_s: float = 120) -> tuple[bool, str]:
-    """Runs a short command: (succeeded, its stdout or its last line of complaint)."""
-    options = process_options()
-    try:
-        ran = subprocess.run(
-            command,
-            capture_output=True,
-            stdin=subprocess.DEVNULL,
-            timeout=timeout_s,
-            env=child_environment(),
-            check=False,
-            **options,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return False, str(error)
-    if ran.returncode == 0:
-        return True, ran.stdout.decode("utf-8", "replace")
-    lines = (ran.stderr or ran.stdout).decode("utf-8", "replace").strip().splitlines()
-    return False, lines[-1] if lines else f"exit code {ran.returncode}"
-
-
-def sees_nvidia_gpu() -> bool:
-    """Whether the NVIDIA driver lists a card."""
+def nvidia_card() -> str:
+    """Name of the first card that the NVIDIA driver lists, or empty."""
     tool = shutil.which("nvidia-smi")
     if tool is None or sys.platform == "darwin":
-        return False
-    return "GPU 0" in answer([tool, "-L"], 15)[1]
+        return ""
+    found = re.search(r"GPU 0: (.+?)(?: \(UUID|$)", answer([tool, "-L"], 15)[1], re.MULTILINE)
+    return found[1] if found else ""
 
 
-class Steps:
-    """One installation under way: says each step with its seconds, runs commands, ends them when cancelled."""
+class Growth(Watch):
+    """Whether the files in a folder still grow."""
 
-    def __init__(self, say: Say, canceled: Callable[[], bool]) -> None:
-        self.say = say
-        self.canceled = canceled
+    quiet_limit_s = DOWNLOAD_QUIET_LIMIT_S
 
-    def check(self) -> None:
-        """Raises InstallCanceled when the user asked for it."""
-        if self.canceled():
-            raise InstallCanceled()
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
-    @contextlib.contextmanager
-    def step(self, text: str) -> Iterator[None]:
-        self.check()
-        self.say(f"{text} ...")
-        start = time.monotonic()
-        yield
-        self.say(f"{text}: {time.monotonic() - start:.1f} s")
-
-    def run(self, command: Sequence[str], folder: Path, pip: bool = False) -> None:
-        """Runs a command in `folder`; raises CommandFailed with its output, or InstallCanceled after ending it."""
-        with tempfile.TemporaryFile() as log:
-            process = subprocess.Popen(
-                list(command),
-                cwd=folder,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=child_environment(pip),
-                **process_options(),
-            )
-            try:
-                self._wait(process)
-            finally:
-                end_group(process)
-            if process.returncode != 0:
-                raise CommandFailed(_text(log))
-
-    def _wait(self, process: subprocess.Popen[bytes]) -> None:
-        start = said = time.monotonic()
-        while process.poll() is None:
-            self.check()
-            time.sleep(0.05)
-            if time.monotonic() - said > HEARTBEAT_S:
-                said = time.monotonic()
-                self.say(f"  still at it after {said - start:.0f} s")
+    def look(self, output: str) -> tuple[object, Optional[Progress]]:
+        return (len(output), sum(size for _, size in _files([self.folder]))), None
 
 
-class CommandFailed(Exception):
-    """A command of the installer failed; the text is what it printed."""
+class PackageWatch(Watch):
+    """Progress of `uv pip sync`, from what it prints and from the files that grow in its cache.
+
+    uv unpacks a wheel while it arrives, so the packed bytes that have come are estimated from the unpacked ones. It
+    does not say beforehand what it will fetch: `expected` (bytes) is all of it, less what `ledger` remembers from
+    installations that were stopped.
+    """
+
+    quiet_limit_s = DOWNLOAD_QUIET_LIMIT_S
+
+    def __init__(self, cache: Path, site: Path, expected: float, ledger: Optional[Path] = None) -> None:
+        self.cache = cache
+        self.site = site
+        self._ledger = ledger
+        self._before = _read_ledger(ledger)
+        self._expected = max(0.0, expected - sum(self._before.values()))
+        self._finished: dict[str, float] = {}
+        self._foreign = {path.name for path in [*self._arriving(()), *self._kept()]}
+        self._sizes: dict[str, int] = {}
+        self._rates: collections.deque[tuple[float, float]] = collections.deque()
+        self._sources = 0
+
+    def look(self, output: str) -> tuple[object, Optional[Progress]]:
+        if re.search(r"^\s*Installed \d+ package", output, re.MULTILINE):
+            return self._compiling(output)
+        sizes = {name: float(size) * UNITS[unit] for name, size, unit in re.findall(LOADING, output, re.MULTILINE)}
+        self._finished = {name: sizes.get(name, 0.0) for name in re.findall(LOADED, output, re.MULTILINE)}
+        finished, total = sum(self._finished.values()), max(self._expected, sum(sizes.values()))
+        unpacked = sum(size for _, size in _files(self._arriving(self._foreign)))
+        if sizes:
+            done = finished + min(PACKED_SHARE * unpacked, 0.98 * (sum(sizes.values()) - finished))
+        else:
+            # Nothing is downloaded: the wheels of a kit are unpacked one after the other, without a word.
+            done = min(PACKED_SHARE * (unpacked + self._kept_bytes()), 0.98 * total)
+        progress = self._progress("packages", "compile", done, total, AFTER_DOWNLOAD_S)
+        return (len(output), unpacked, done), progress._replace(done_bytes=int(done), total_bytes=int(total))
+
+    def close(self) -> None:
+        """Remembers what has arrived whole, since uv's cache keeps it."""
+        if self._ledger and self._finished:
+            with contextlib.suppress(OSError):
+                self._ledger.write_text(json.dumps({**self._before, **self._finished}), encoding="utf-8")
+
+    def _compiling(self, output: str) -> tuple[object, Progress]:
+        compiled = sources = 0
+        for name, _ in _files([self.site]):
+            compiled += name.endswith(".pyc")
+            sources += name.endswith(".py")
+        if not self._sources:
+            self._rates.clear()
+        self._sources = sources
+        return (len(output), compiled), self._progress("compile", "check", compiled, sources, AFTER_COMPILE_S)
+
+    def _progress(self, stage: str, following: str, done: float, total: float, after_s: float) -> Progress:
+        """A part of a stage, with the time left from the rate of the last half minute."""
+        now = time.monotonic()
+        self._rates.append((now, done))
+        while now - self._rates[0][0] > RATE_WINDOW_S:
+            self._rates.popleft()
+        since, before = self._rates[0]
+        eta_s = None
+        if now - since >= 4 and done > before:
+            eta_s = (total - done) * (now - since) / (done - before) + after_s
+        share = done / total if total else 0.0
+        return Progress(stage, STAGES[stage] + share * (STAGES[following] - STAGES[stage]), eta_s)
+
+    def _kept_bytes(self) -> int:
+        """Size of what was unpacked whole; a folder there does not change any more."""
+        for path in self._kept():
+            if path.name not in self._foreign and path.name not in self._sizes:
+                self._sizes[path.name] = sum(size for _, size in _files([path]))
+        return sum(self._sizes.values())
+
+    def _kept(self) -> list[Path]:
+        return list(self.cache.glob("archive-v*/*"))
+
+    def _arriving(self, foreign: Collection[str]) -> list[Path]:
+        return [path for path in self.cache.glob(".tmp*") if path.name not in foreign]
 
 
-def _text(log: IO[bytes]) -> str:
-    log.seek(0)
-    return log.read().decode("utf-8", "replace").strip()
+def _read_ledger(ledger: Optional[Path]) -> dict[str, float]:
+    """Name and packed bytes of each package that is in the cache."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        content = json.loads(ledger.read_text(encoding="utf-8")) if ledger else {}
+        return {str(name): float(size) for name, size in content.items()}
+    return {}
 
 
-def get_uv(steps: Steps, folder: Path, pins: Path, wheels: Path | None, may_use_apt: bool) -> Path:
+LOADING = r"^\s*Downloading (\S+) \(([\d.]+)(KiB|MiB|GiB)\)"
+LOADED = r"^\s*Downloaded (\S+)"
+
+
+def _files(folders: Collection[Path]) -> Iterator[tuple[str, int]]:
+    """Name and size of every file below some folders that others may be changing."""
+    stack = [str(folder) for folder in folders]
+    while stack:
+        with contextlib.suppress(OSError), os.scandir(stack.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    stack.append(entry.path)
+                else:
+                    with contextlib.suppress(OSError):
+                        yield entry.name, entry.stat(follow_symlinks=False).st_size
+
+
+def get_uv(steps: Steps, folder: Path, pins: Path, wheels: Optional[Path], may_use_apt: bool) -> Path:
     """The pinned uv below `folder`, fetched through pip where it is not there yet; its wheel is checked by sha256.
 
     `pins` is a requirements file `uv==VERSION --hash=sha256:...` with one hash for each platform's wheel.
@@ -190,30 +191,38 @@ def get_uv(steps: Steps, folder: Path, pins: Path, wheels: Path | None, may_use_
     program = folder / version / ("uv.exe" if os.name == "nt" else "uv")
     if program.is_file():
         return program
-    with steps.step(f"Fetching the installer uv {version}"):
+    with steps.step(tr("Fetching the installer {name}").format(name=f"uv {version}"), "uv"):
         program.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=program.parent) as scratch:
             wheel = _download(steps, Path(scratch), pins, wheels, may_use_apt)
             if hashlib.sha256(wheel.read_bytes()).hexdigest() not in hashes:
                 raise InstallError(
-                    f"The downloaded file {wheel.name} is not the one that GeoPEFT expects (its sha256 differs).",
-                    "Try again on another network; if it stays so, report it.",
+                    tr("The downloaded file {name} is not the one that GeoPEFT expects (its sha256 differs).").format(
+                        name=wheel.name
+                    ),
+                    tr("Try again on another network; if it stays so, report it."),
                 )
             _take_program(wheel, program)
     return program
 
 
-def _download(steps: Steps, scratch: Path, pins: Path, wheels: Path | None, may_use_apt: bool) -> Path:
+def _download(steps: Steps, scratch: Path, pins: Path, wheels: Optional[Path], may_use_apt: bool) -> Path:
     """The wheel for this platform: pip knows the platform's tags, the user's index, proxy and certificates."""
-    python = _python_with_pip(steps, scratch, may_use_apt)
+    there = list(wheels.glob("uv-*.whl")) if wheels else []
+    if len(there) == 1:
+        return there[0]
+    python = python_with_pip(steps, scratch, may_use_apt)
     command = [python, "-E", "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--require-hashes"]
     command += ["--no-index", "--find-links", str(wheels)] if wheels else []
+    # pip's own temporary files too, so that their growth is seen.
+    more = {**NO_CONSTRAINTS, **{name: str(scratch) for name in ("TMPDIR", "TMP", "TEMP")}}
     try:
-        steps.run([*command, "--dest", str(scratch), "-r", str(pins)], scratch, pip=True)
+        command += ["--progress-bar", "off", "--dest", str(scratch), "-r", str(pins)]
+        steps.run(command, scratch, pip=True, watch=Growth(scratch), more=more)
     except CommandFailed as failure:
         raise InstallError(
-            f"The installer uv could not be fetched ({reason(str(failure))}).",
-            "Check the network and the proxy settings, or give a folder with the wheels.",
+            tr("The installer uv could not be fetched ({reason}).").format(reason=reason(str(failure))),
+            tr("Check the network and the proxy settings, or install from an offline kit."),
         ) from failure
     return next(scratch.glob("uv-*.whl"))
 
@@ -231,28 +240,31 @@ def _take_program(wheel: Path, program: Path) -> None:
     os.replace(fresh, program)
 
 
-def _python_with_pip(steps: Steps, scratch: Path, may_use_apt: bool) -> str:
+def python_with_pip(steps: Steps, scratch: Path, may_use_apt: bool) -> str:
+    """A Python that has pip; InstallError where there is none."""
     for python in _pythons():
         if answer([python, "-E", "-m", "pip", "--version"])[0]:
             return python
-    command = "apt-get install -y --no-install-recommends python3-pip"
+    command = "apt-get install -y --no-install-recommends python3-pip"  # not shown
+    run_it = tr("Run: {command}").format(command=f"sudo {command}")
     apt, python3 = shutil.which("apt-get"), shutil.which("python3", path="/usr/bin")
     if not apt or not python3:
-        raise InstallError("No Python with pip was found, which fetches the installer.", "Install Python 3.11.")
+        text = tr("No Python with pip was found, which fetches the installer.")
+        raise InstallError(text, tr("Install Python 3.11 or newer, then try again."))
     prefix = root_prefix() if may_use_apt else None
     if prefix is None:
-        raise InstallError("Python has no pip here, which fetches the installer.", f"Run: sudo {command}")
-    steps.say(f"  Python has no pip here; running: {command}")
+        raise InstallError(tr("Python has no pip here, which fetches the installer."), run_it)
+    steps.say(run_it)
     try:
         steps.run([*prefix, apt, "update"], scratch)
         steps.run([*prefix, *command.replace("apt-get", apt, 1).split()], scratch)
     except CommandFailed as failure:
-        text = reason(str(failure))
-        raise InstallError(f"python3-pip could not be installed ({text}).", f"Run: sudo {command}") from failure
+        text = tr("python3-pip could not be installed ({reason}).").format(reason=reason(str(failure)))
+        raise InstallError(text, run_it) from failure
     return python3
 
 
-def root_prefix() -> list[str] | None:
+def root_prefix() -> Optional[list[str]]:
     """What to put before a command that needs root: nothing for root, sudo where it asks nothing, else None."""
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         return []
@@ -278,8 +290,12 @@ def _pythons() -> list[str]:
     return list(dict.fromkeys(fit))
 
 
-def base_python(wheels: Path | None) -> tuple[str, str]:
-    """(what to give to `uv venv --python`, minor version): an installed Python that fits the lock, else uv's own."""
+def base_python(kit_pythons: Optional[Collection[str]]) -> tuple[str, str]:
+    """(what to give to `uv venv --python`, minor version): an installed Python that fits the lock, else uv's own.
+
+    With `kit_pythons` there is no network: the minor versions that a kit has wheels for, all where it is empty.
+    """
+    seen = []
     for python in _pythons():
         # An environment on the Python inside QGIS' folder breaks at QGIS' next update.
         if in_qgis() and os.name != "posix" and Path(sys.base_prefix) in Path(python).parents:
@@ -288,15 +304,16 @@ def base_python(wheels: Path | None) -> tuple[str, str]:
         with contextlib.suppress(ValueError, KeyError, TypeError):
             facts: dict[str, Any] = json.loads(text) if fine else {"fits": False}
             version = tuple(facts["version"]) if facts["fits"] else ()
-            if PYTHON_RANGE[0] <= version <= PYTHON_RANGE[1]:
-                return str(facts["executable"]), ".".join(map(str, version))
-    if wheels:
-        raise InstallError("No Python 3.11 to 3.14 was found on this machine.", "Install one, then try again.")
-    return MANAGED_PYTHON, MANAGED_PYTHON
-
-
-def reason(output: str) -> str:
-    """The line of a tool's output that tells most: the first error, else the last line."""
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    errors = [line for line in lines if re.match(r"(?i)(error|fatal|e:|x |×|caused by)", line)]
-    return (errors or lines or ["no output"])[-1 if not errors else 0].strip("×x ").rstrip(".")[:300]
+            minor = ".".join(map(str, version))
+            if PYTHON_RANGE[0] <= version <= PYTHON_RANGE[1] and (not kit_pythons or minor in kit_pythons):
+                return str(facts["executable"]), minor
+            seen += [minor] if minor and minor not in seen else []
+    if kit_pythons is None:
+        return MANAGED_PYTHON, MANAGED_PYTHON
+    wanted = " or ".join(sorted(kit_pythons)) or "3.11 to 3.14"
+    raise InstallError(
+        tr("Without a network the engine needs Python {wanted} (64 bit) on this machine; found: {found}.").format(
+            wanted=wanted, found=", ".join(seen) or "-"
+        ),
+        tr("Install Python {wanted}, or ask for a kit that was made for another version.").format(wanted=wanted),
+    )

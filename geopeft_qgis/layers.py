@@ -18,17 +18,22 @@ from qgis.core import (
     QgsField,
     QgsFields,
     QgsGeometry,
+    QgsMapLayer,
     QgsPalettedRasterRenderer,
     QgsProcessingFeatureSource,
     QgsProject,
+    QgsProviderRegistry,
     QgsRasterLayer,
     QgsVectorFileWriter,
     QgsVectorLayer,
     QgsWkbTypes,
 )
-from qgis.PyQt.QtCore import QMetaType, QVariant
+from qgis.PyQt import sip
+from qgis.PyQt.QtCore import QCoreApplication, QMetaType, QVariant
 
-STRING = QMetaType.Type.QString if Qgis.QGIS_VERSION_INT >= 33800 else QVariant.Type.String
+from .sources import describe
+
+STRING = QMetaType.Type.QString if Qgis.QGIS_VERSION_INT >= 33800 else QVariant.String
 RESERVED_FIELDS = ("fid", "ogc_fid", "geom", "color")
 
 
@@ -46,21 +51,29 @@ class LabelFile(NamedTuple):
     without_class: int
 
 
-def raster_path(layer: Optional[QgsRasterLayer]) -> str:
-    """What GDAL opens for a raster layer; LayerError for layers that are no files of this computer."""
-    if layer is None or not layer.isValid():
-        raise LayerError("The raster layer cannot be read. Check its source in the layer's properties.")
-    if layer.dataProvider().name() != "gdal":
-        raise LayerError(
-            f"The layer '{layer.name()}' comes from a service ({layer.dataProvider().name()}), not from a file. "
-            "Export it as GeoTIFF (Layer > Save As) and choose the file."
-        )
-    source = str(layer.source()).split("|option:")[0]
-    if source.startswith("/vsimem/"):
-        raise LayerError(f"The layer '{layer.name()}' is kept in memory only. Save it as GeoTIFF and choose the file.")
-    if layer.dataProvider().bandCount() == 0:
-        raise LayerError(f"The layer '{layer.name()}' holds several rasters. Add the one that you want as a layer.")
-    return os.path.abspath(source) if os.path.exists(source) else source
+def raster_path(layer: Optional[QgsMapLayer]) -> str:
+    """What the engine opens for a raster layer: a path, a part of a file, or /vsicurl/ and an http(s) address.
+
+    Raises:
+        LayerError: says why it cannot be used, and which algorithm makes a file of it.
+    """
+    source = describe(layer)
+    if source.path:
+        return source.path
+    raise LayerError(source.sentence)
+
+
+def raster_parameter(layer: Optional[QgsMapLayer]) -> str:
+    """What a parameter of an algorithm takes for a raster layer: the path of a file, so that the layer may go.
+
+    QGIS 3.22 knows parts of files, archives and addresses only as layers of the project, so for those it is the id.
+
+    Raises:
+        LayerError: as `raster_path`.
+    """
+    path = raster_path(layer)
+    is_known = layer is not None and QgsProject.instance().mapLayer(layer.id()) is not None
+    return layer.id() if layer is not None and is_known and not os.path.isfile(path) else path
 
 
 def write_labels(
@@ -75,25 +88,26 @@ def write_labels(
         path: the GeoPackage to write; its stem is also the layer's name.
         selected_only: only selected features, where `source` is a layer.
     """
-    index = source.fields().lookupField(class_field) if class_field else -1
-    if class_field and index < 0:
-        names = ", ".join(field.name() for field in source.fields()) or "none"
-        raise LayerError(f"The labels have no field '{class_field}'. Choose one of their fields: {names}.")
+    index = _class_index(source, layer, class_field)
     styles = category_styles(layer, class_field) if layer is not None and class_field else {}
     written_field = class_field if class_field.lower() not in RESERVED_FIELDS else "class"
     request = QgsFeatureRequest()
     request.setSubsetOfAttributes([index] if index >= 0 else [])
     values: dict[str, None] = {}
-    counts = {"written": 0, "without_class": 0}
+    counts = {"written": 0, "without_class": 0, "without_shape": 0}
 
     def rows(fields: QgsFields) -> Iterator[QgsFeature]:
         for feature in _features(source, request, selected_only):
             text = class_text(feature.attribute(index)) if index >= 0 else ""
+            geometry = feature.geometry()
+            if geometry.isNull() or geometry.isEmpty():
+                counts["without_shape"] += 1
+                continue
             if index >= 0 and not text:
                 counts["without_class"] += 1
                 continue
             row = QgsFeature(fields)
-            row.setGeometry(_plain_geometry(feature.geometry()))
+            row.setGeometry(_plain_geometry(geometry))
             if index >= 0:
                 values.setdefault(text)
                 row.setAttributes([text, styles.get(text, {}).get("color", "")])
@@ -102,7 +116,7 @@ def write_labels(
 
     _write(path, source, written_field if index >= 0 else "", rows)
     if not counts["written"]:
-        raise LayerError("There is no labelled feature. Draw some labels and give each its class, then run again.")
+        raise LayerError(_nothing_written(layer, class_field, counts["without_class"], counts["without_shape"]))
     return LabelFile(
         spec=f"{path}:{path.stem}",
         class_field=written_field if index >= 0 else "",
@@ -110,6 +124,53 @@ def write_labels(
         features=counts["written"],
         without_class=counts["without_class"],
     )
+
+
+def _class_index(source: QgsFeatureSource, layer: Optional[QgsVectorLayer], class_field: str) -> int:
+    """Number of the class field, -1 where none is asked for; LayerError where the features cannot be labels."""
+    if isinstance(source, QgsVectorLayer) and sip.isdeleted(source):
+        raise LayerError(_tr("The label layer is not in the project any more. Choose another one."))
+    name = layer.name() if layer is not None else source.sourceName()
+    if source.wkbType() == QgsWkbTypes.Type.NoGeometry:
+        raise LayerError(_tr("'{name}' is a table without shapes. Choose a layer with shapes.").format(name=name))
+    if not source.sourceCrs().isValid():
+        text = _tr(
+            "The label layer '{name}' has no coordinate reference system, so its place on the raster is not known. "
+            "Set it with Layer > Layer CRS > Set CRS of Layer(s); for labels drawn on the raster, the raster's."
+        )
+        raise LayerError(text.format(name=name))
+    index = int(source.fields().lookupField(class_field)) if class_field else -1
+    if class_field and index < 0:
+        text = _tr("The labels have no field '{field}'. Choose one of their fields: {names}.")
+        names = ", ".join(field.name() for field in source.fields()) or _tr("none")
+        raise LayerError(text.format(field=class_field, names=names))
+    return index
+
+
+def _nothing_written(layer: Optional[QgsVectorLayer], class_field: str, without_class: int, without_shape: int) -> str:
+    """Why there is not one label."""
+    file = vanished_file(layer)
+    if file:
+        text = _tr(
+            "The file of the layer '{name}' is not there any more ({file}). Bring it back, or choose another one."
+        )
+        return text.format(name=layer.name() if layer else "", file=file)
+    if without_class:
+        text = _tr("No label has a class: the field '{field}' is empty in all of them ({count}). Give each its class.")
+        return text.format(field=class_field, count=without_class)
+    if without_shape:
+        return _tr("No label has a shape. Draw some labels and give each its class, then run again.")
+    return _tr("There is no labelled feature. Draw some labels and give each its class, then run again.")
+
+
+def vanished_file(layer: Optional[QgsMapLayer]) -> str:
+    """The path of a layer's file where that has gone since the layer was added; else empty."""
+    if layer is None or sip.isdeleted(layer):
+        return ""
+    parts = QgsProviderRegistry.instance().decodeUri(layer.providerType(), layer.source())
+    file = str(parts.get("path") or "")
+    is_file = layer.providerType() in ("ogr", "gdal", "spatialite", "delimitedtext") and os.path.isabs(file)
+    return file if is_file and not file.startswith("/vsi") and not os.path.exists(file) else ""
 
 
 def raster_label_classes(layer: QgsRasterLayer) -> list[dict[str, str]]:
@@ -203,4 +264,9 @@ def _write(path: Path, source: QgsFeatureSource, class_field: str, rows: Any) ->
     message = writer.errorMessage()
     del writer
     if failed:
-        raise LayerError(f"The labels cannot be written to {path}: {message}. Free space on that disk and run again.")
+        text = _tr("The labels cannot be written to {path}: {reason}. Free space on that disk and run again.")
+        raise LayerError(text.format(path=path, reason=message))
+
+
+def _tr(text: str) -> str:
+    return QCoreApplication.translate("GeoPEFT", text)

@@ -13,7 +13,7 @@ try:
 except ImportError:  # Qt 5
     from qgis.PyQt.QtWidgets import QAction
 
-from . import settings
+from . import settings, translator
 from .provider import GeopeftProvider
 
 MENU = "&GeoPEFT"
@@ -32,9 +32,13 @@ class GeopeftPlugin:
         self._dock: Any = None
         self._action: Optional[QAction] = None
         self._options: Any = None
+        self._setup: Any = None
+        self._drop: Any = None
+        self._translator: Any = None
 
     def initProcessing(self) -> None:  # noqa: N802
-        """Adds the algorithms."""
+        """Adds the algorithms, in QGIS's language."""
+        self._translator = translator.install()
         self._provider = GeopeftProvider()
         QgsApplication.processingRegistry().addProvider(self._provider)
 
@@ -42,10 +46,13 @@ class GeopeftPlugin:
         """Adds the algorithms and everything that is seen."""
         from .gui.dock import GeopeftDock
         from .gui.options import OptionsFactory
+        from .gui.package_drop import PackageDropHandler
+        from .gui.setup_tasks import EngineSetup
 
         self.initProcessing()
         window = self._iface.mainWindow()
-        self._dock = GeopeftDock(self._iface, window)
+        self._setup = EngineSetup()
+        self._dock = GeopeftDock(self._iface, self._setup, window)
         self._iface.addDockWidget(Qt.DockWidgetArea.RightDockWidgetArea, self._dock)
         self._dock.setUserVisible(settings.get("dock") == "open")
         icon = QIcon(settings.resource("icons", "geopeft.svg"))
@@ -55,11 +62,16 @@ class GeopeftPlugin:
         self._dock.setToggleVisibilityAction(self._action)
         self._iface.addToolBarIcon(self._action)
         self._iface.addPluginToRasterMenu(MENU, self._action)
-        self._options = OptionsFactory()
+        self._options = OptionsFactory(self._setup)
         self._iface.registerOptionsWidgetFactory(self._options)
+        self._drop = PackageDropHandler(self._dock.open_model)
+        self._iface.registerCustomDropHandler(self._drop)
 
     def unload(self) -> None:
         """Takes everything away, newest first."""
+        if self._drop is not None:
+            self._iface.unregisterCustomDropHandler(self._drop)
+            self._drop = None
         if self._options is not None:
             self._iface.unregisterOptionsWidgetFactory(self._options)
             self._options = None
@@ -74,6 +86,12 @@ class GeopeftPlugin:
             self._iface.removeDockWidget(self._dock)
             self._dock.deleteLater()
             self._dock = None
+        if self._setup is not None:
+            self._setup.end()
+            self._setup.deleteLater()
+            self._setup = None
         if self._provider is not None:
             QgsApplication.processingRegistry().removeProvider(self._provider)
             self._provider = None
+        translator.remove(self._translator)
+        self._translator = None

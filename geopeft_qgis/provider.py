@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qgis.core import QgsProcessingProvider
+from qgis.core import QgsApplication, QgsProcessingProvider
 from qgis.PyQt.QtGui import QIcon
 
 from . import settings
@@ -10,18 +10,43 @@ from .algorithms.evaluate import EvaluateAlgorithm
 from .algorithms.export import ExportAlgorithm
 from .algorithms.fit import FitAlgorithm
 from .algorithms.predict import PredictAlgorithm
+from .algorithms.predict_many import PredictManyAlgorithm
 from .algorithms.pretrain import PretrainAlgorithm
+from .algorithms.renderlayer import RenderLayerAlgorithm
+from .algorithms.stack import StackAlgorithm
+from .example_model import ExampleModel
 
-ALGORITHMS = (FitAlgorithm, PredictAlgorithm, EvaluateAlgorithm, ExportAlgorithm, PretrainAlgorithm)
+ALGORITHMS = (
+    FitAlgorithm,
+    PredictAlgorithm,
+    PredictManyAlgorithm,
+    EvaluateAlgorithm,
+    ExportAlgorithm,
+    PretrainAlgorithm,
+    RenderLayerAlgorithm,
+    StackAlgorithm,
+)
 
 
 class GeopeftProvider(QgsProcessingProvider):
     """Lists the algorithms."""
 
+    def load(self) -> bool:
+        """Called by the registry, just before the provider is in it."""
+        # A model finds the algorithms of its steps in the registry, so it is read again once they are there.
+        QgsApplication.processingRegistry().providerAdded.connect(self._added)
+        return super().load()
+
+    def _added(self, provider_id: str) -> None:
+        if provider_id == self.id():
+            QgsApplication.processingRegistry().providerAdded.disconnect(self._added)
+            self.refreshAlgorithms()
+
     def loadAlgorithms(self) -> None:  # noqa: N802
         """Called by Processing."""
         for algorithm in ALGORITHMS:
             self.addAlgorithm(algorithm())
+        self.addAlgorithm(ExampleModel())
 
     def id(self) -> str:
         return "geopeft"

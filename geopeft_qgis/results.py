@@ -27,14 +27,16 @@ from qgis.core import (
     QgsSingleBandPseudoColorRenderer,
     QgsVectorLayer,
 )
+from qgis.PyQt.QtCore import QCoreApplication
 from qgis.PyQt.QtGui import QColor
 
 from .layers import LayerError
+from .result_metadata import MODEL_PROPERTY as MODEL_PROPERTY
+from .result_metadata import describe, model_facts
 
 CONFIDENCE_NODATA = 255
 # Light where the map is sure, dark where a look is worth it: percent -> colour (from the viridis ramp).
 CONFIDENCE_RAMP = ((0, "#440154"), (25, "#3b528b"), (50, "#21918c"), (75, "#5ec962"), (100, "#fde725"))
-MODEL_PROPERTY = "geopeft/model"
 
 
 def load_result(outputs: Mapping[str, Any], project: QgsProject, group_name: str, model: str = "") -> list[QgsMapLayer]:
@@ -46,7 +48,7 @@ def load_result(outputs: Mapping[str, Any], project: QgsProject, group_name: str
         outputs: the outputs of the engine's predict job.
         project: where the layers go.
         group_name: name of the group in the layer tree.
-        model: path of the model package, kept in the layers' metadata.
+        model: path of the model package; what it says of itself goes into the layers' metadata.
 
     Returns:
         The layers, the first class raster first. LayerError where a file cannot be read.
@@ -55,14 +57,16 @@ def load_result(outputs: Mapping[str, Any], project: QgsProject, group_name: str
     for entry in outputs["rasters"]:
         prefix = f"{Path(entry['class_raster']).stem} " if len(outputs["rasters"]) > 1 else ""
         classes = entry.get("classes") or []
-        layers.append(style_class_raster(_raster(entry["class_raster"], f"{prefix}map"), classes))
+        found = {"class_raster": style_class_raster(_raster(entry["class_raster"], prefix + _tr("map")), classes)}
         if entry.get("polygons"):
-            layers.append(style_polygons(_vector(entry["polygons"], f"{prefix}polygons"), classes))
+            found["polygons"] = style_polygons(_vector(entry["polygons"], prefix + _tr("polygons")), classes)
         if entry.get("confidence"):
-            layers.append(style_confidence(_raster(entry["confidence"], f"{prefix}confidence")))
+            found["confidence"] = style_confidence(_raster(entry["confidence"], prefix + _tr("confidence")))
+        for kind, layer in found.items():
+            describe(layer, kind, model, str(entry.get("raster") or ""))
+        layers += found.values()
     group = QgsLayerTreeGroup(group_name)
     for layer in layers:
-        remember_model(layer, model)
         project.addMapLayer(layer, False)
         _show_in(group, layer)
     root = project.layerTreeRoot()
@@ -152,35 +156,32 @@ def _category(style: Mapping[str, Any]) -> QgsRendererCategory:
     return QgsRendererCategory(str(style["name"]), symbol, str(style["name"]))
 
 
-def remember_model(layer: QgsMapLayer, model: str) -> None:
-    """Writes into a layer's metadata which model made it."""
-    if not model:
-        return
-    layer.setCustomProperty(MODEL_PROPERTY, model)
-    metadata = layer.metadata()
-    metadata.addHistoryItem(f"Mapped by GeoPEFT with the model {model}")
-    layer.setMetadata(metadata)
-
-
 class ResultStyler(QgsProcessingLayerPostProcessorInterface):
     """Styles a layer when Processing has loaded it into the project."""
 
     # Processing does not own post-processors: they must live until their layer is there.
     _waiting: dict[str, ResultStyler] = {}
 
-    def __init__(self, kind: str, classes: Sequence[Mapping[str, Any]], model: str) -> None:
+    def __init__(self, kind: str, classes: Sequence[Mapping[str, Any]], model: str, raster: str) -> None:
         super().__init__()
-        self._kind = kind
-        self._classes = classes
-        self._model = model
+        self._kind, self._classes = kind, classes
+        self._model, self._raster = model, raster
 
     @classmethod
     def attach(
-        cls, context: QgsProcessingContext, path: str, kind: str, classes: Sequence[Mapping[str, Any]], model: str
+        cls,
+        context: QgsProcessingContext,
+        path: str,
+        kind: str,
+        classes: Sequence[Mapping[str, Any]],
+        model: str,
+        raster: str = "",
     ) -> None:
         """Styles the layer of `path` if Processing is going to load it; kind: class_raster, confidence, polygons."""
+        # Here, in the algorithm's thread, a large model may be read; the main thread finds it done.
+        model_facts(model)
         if context.willLoadLayerOnCompletion(path):
-            styler = cls(kind, classes, model)
+            styler = cls(kind, classes, model, raster)
             cls._waiting[path] = styler
             context.layerToLoadOnCompletionDetails(path).setPostProcessor(styler)
 
@@ -194,10 +195,14 @@ class ResultStyler(QgsProcessingLayerPostProcessorInterface):
             style_confidence(layer)
         elif isinstance(layer, QgsRasterLayer):
             style_class_raster(layer, self._classes)
-        remember_model(layer, self._model)
+        describe(layer, self._kind, self._model, self._raster)
         layer.triggerRepaint()
 
 
 def classes_as_text(classes: Sequence[Mapping[str, Any]]) -> str:
     """Classes as JSON text, the form in which they leave an algorithm."""
     return json.dumps(list(classes), ensure_ascii=False)
+
+
+def _tr(text: str) -> str:
+    return QCoreApplication.translate("GeoPEFT", text)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Optional
 
-from qgis.core import QgsApplication, QgsSettings
+from qgis.core import QgsApplication, QgsProject, QgsSettings
 
 PREFIX = "geopeft/"
 HOMEPAGE = "https://github.com/geopeft/geopeft"
@@ -48,31 +47,48 @@ def weights_folder() -> str:
     return get("weights_folder")
 
 
+def models_folder() -> Path:
+    """Where models go unless the user says otherwise."""
+    chosen = get("models_folder")
+    return Path(chosen) if chosen else default_models_folder()
+
+
+def default_models_folder() -> Path:
+    """Where models go while nothing else is chosen."""
+    return Path(QgsApplication.qgisSettingsDirPath()) / "geopeft" / "models"
+
+
+def new_raster_folder() -> Path:
+    """Where rasters go that the plugin makes of other layers: beside the project, else in the user's folder."""
+    home = QgsProject.instance().homePath()
+    return Path(home) if home else models_folder().parent / "rasters"
+
+
+def preview_is_on() -> bool:
+    """Whether the map follows the labels while they are drawn."""
+    return get("preview", "on") != "off"
+
+
 def engine_python() -> Optional[Path]:
     """The engine's Python where it is ready: the user's own, else the one that the plugin has set up."""
-    own = _own_python()
-    if own:
-        return Path(own) if Path(own).is_file() else None
-    from . import engine_install
+    from . import engine_state
 
-    return engine_install.engine_python(engine_install.engine_source())
-
-
-def _own_python() -> str:
-    return get("engine_python") or os.environ.get("GEOPEFT_ENGINE_PYTHON", "")
+    return engine_state.state().python
 
 
 def engine_command() -> list[str]:
-    """How to start the engine; EngineMissing where it is not set up."""
+    """How to start the engine; EngineMissing where it is not set up, or is of another version.
+
+    The first time after a change it starts a Python of the user's own once, for about a second.
+    """
+    from . import engine_state
+
+    if engine_state.needs_check():
+        engine_state.check(Path(engine_state.own_python()))
     python = engine_python()
     if python is None:
-        own = _own_python()
-        if own:
-            raise EngineMissing(f"There is no Python at {own}. Correct its path in Settings > Options > GeoPEFT.")
-        raise EngineMissing("The engine is not set up yet. Press 'Set up the engine' in the GeoPEFT panel.")
-    from . import engine_install
-
-    return [str(python), "-I", "-u", "-c", START_ENGINE, str(engine_install.engine_source())]
+        raise EngineMissing(engine_state.state().sentence or engine_state.not_set_up())
+    return engine_state.command(python)
 
 
 def resource(*parts: str) -> str:
@@ -91,8 +107,3 @@ def version() -> str:
                 if line.startswith("version="):
                     return line[len("version=") :].strip()
     return ""
-
-
-def models_folder() -> Path:
-    """Where models go unless the user says otherwise."""
-    return Path(QgsApplication.qgisSettingsDirPath()) / "geopeft" / "models"

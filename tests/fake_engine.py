@@ -1,8 +1,10 @@
-"""Speaks the engine's protocol without the engine: `fake_engine.py MODE run JOB.json`.
+"""Speaks the engine's protocol without the engine: `fake_engine.py MODE run JOB.json`, `fake_engine.py MODE worker`.
 
 Modes: ok | fail | crash | crash_after | missing | hang | noise | protocol | orphan. `hang` ignores a polite cancel and
-SIGTERM; `polite` runs until it is canceled; `orphan` hangs with a
-child of its own that ignores SIGTERM.
+SIGTERM; `polite` runs until it is canceled, or stopped, as before a first step; `orphan` hangs with a
+child of its own that ignores SIGTERM; `disk_full` trains, but cannot write a map. A worker also knows `crash_once`
+(its first process crashes) and `mute` (it is never ready); it appends the id of each of its processes to `pids` in its
+folder.
 """
 
 import json
@@ -11,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 CLASSES = [
@@ -46,7 +49,12 @@ def main(mode, job_file):
         return wait(mode, folder)
     if mode == "noise":
         make_noise()
-    steps(job, folder, pause_s=float(os.environ.get("GEOPEFT_FAKE_PAUSE_S", "0")))
+    if not is_for_many(job):
+        steps(job, folder, pause_s=float(os.environ.get("GEOPEFT_FAKE_PAUSE_S", "0")))
+    if mode == "disk_full" and job["job"] == "predict":
+        message = f"There is not enough room in {Path(job['out']).parent}: 3 MiB are free, about 12 MiB are needed."
+        emit("failed", code="DISK_FULL", message=message, hint="Free some space or choose another folder.")
+        return 1
     outputs = {} if mode == "missing" else WRITERS[job["job"]](job)
     emit("completed", outputs=outputs)
     return 9 if mode == "crash_after" else 0
@@ -61,7 +69,7 @@ def wait(mode, folder):
         (folder / "child").write_text(str(child.pid))
     for step in range(6000):
         emit("progress", stage="fit", current=step, total=6000, eta_s=600.0)
-        if mode == "polite" and (folder / "cancel").exists():
+        if mode == "polite" and any((folder / name).exists() for name in ("cancel", "stop")):
             emit("canceled")
             return 3
         time.sleep(0.1)
@@ -82,7 +90,7 @@ def make_noise():
 def steps(job, folder, pause_s):
     emit("message", level="info", text="Weights: none, this is a fake.")
     emit("message", level="warning", text="2 labels are outside the raster.")
-    total = 60
+    total = int(os.environ.get("GEOPEFT_FAKE_STEPS", "60"))
     stage = job["job"]
     for step in range(1, total + 1):
         emit("progress", stage=stage, current=step, total=total, eta_s=round((total - step) * pause_s, 1))
@@ -96,25 +104,93 @@ def steps(job, folder, pause_s):
         if (folder / "cancel").exists():
             emit("canceled")
             raise SystemExit(3)
+        if stage == "fit" and (folder / "stop").exists():
+            emit("message", level="info", text=f"Stopped after {step} steps, as you asked.")
+            return
         time.sleep(pause_s)
 
 
 def fit(job):
-    Path(job["out"]).write_bytes(b"PK fake model")
+    write_package(job["out"])
     if job.get("json_file"):
         Path(job["json_file"]).write_text(json.dumps(FIGURES), encoding="utf-8")
     return {"model": job["out"], "figures": FIGURES}
 
 
+def write_package(path):
+    """A package as far as the plugin looks into it: its manifest."""
+    manifest = {
+        "schema_version": 1,
+        "engine_version": "0.0.0",
+        "created": "2026-11-26T10:00:00+00:00",
+        "name": Path(path).stem,
+        "spec": {"backbone": "fake_net", "adapter": "lora", "decoder": "unet", "bands": [{"name": "red"}], "gsd_m": 10},
+        "classes": CLASSES,
+        "base_weights": {"backbone": "fake_net", "licence": "MIT", "revision": "0bbc532", "paper": "arXiv 1"},
+        "radiometry": "reflectance",
+        "dtype": "uint16",
+        "metrics": {**FIGURES, "split": "blocks of the labels held out"},
+    }
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("manifest.json", json.dumps(manifest))
+        archive.writestr("weights.safetensors", b"fake weights")
+
+
+def is_for_many(job):
+    return job["job"] == "predict" and Path(job["out"]).suffix != ".tif"
+
+
 def predict(job):
-    raster, out = job["rasters"][0], Path(job["out"])
+    out = Path(job["out"])
+    if is_for_many(job):
+        return predict_many(job, out)
+    return {"rasters": [predict_one(job, job["rasters"][0], out)], "failures": []}
+
+
+def predict_many(job, folder):
+    """A raster that GDAL cannot open fails; the others are mapped, each with its events.
+
+    GEOPEFT_FAKE_CRASH_AT is the number of the raster at which the engine is killed.
+    """
+    rasters = job["rasters"]
+    folder.mkdir(parents=True, exist_ok=True)
+    shares = [round((index + 1) / len(rasters), 6) for index in range(len(rasters))]
+    emit("metric", stage="raster", step=0, values={"rasters": len(rasters)}, shares=shares)
+    done, failures = [], []
+    pause_s = float(os.environ.get("GEOPEFT_FAKE_PAUSE_S", "0"))
+    for index, raster in enumerate(rasters):
+        for part in range(1, 11):
+            current, total = index * 10 + part, 10 * len(rasters)
+            emit("progress", stage="predict", current=current, total=total, eta_s=(total - current) * pause_s)
+            if Path("cancel").exists():
+                emit("canceled")
+                raise SystemExit(3)
+            time.sleep(pause_s)
+        if os.environ.get("GEOPEFT_FAKE_CRASH_AT") == str(index + 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+        event = {"stage": "raster", "step": index + 1, "values": {"seconds": 0.1}, "raster": raster}
+        try:
+            done.append(predict_one(job, raster, folder / f"{Path(raster).stem}_map.tif"))
+            emit("metric", **event, outputs=done[-1])
+        except AttributeError:  # what GDAL's Python gives is None
+            message = f"{raster} cannot be opened as a raster."
+            failures.append({"raster": raster, "code": "RASTER_OPEN", "message": message, "hint": "Check the file."})
+            emit("metric", **event, failure=failures[-1])
+            emit("message", level="warning", text=f"{Path(raster).name} is left out: {message}")
+    if not done:
+        emit("failed", code=failures[0]["code"], message=failures[0]["message"], hint=failures[0]["hint"])
+        raise SystemExit(1)
+    return {"rasters": done, "failures": failures}
+
+
+def predict_one(job, raster, out):
     confidence = str(out.with_name(out.stem + "_confidence.tif")) if job.get("confidence") else None
     polygons = str(out.with_name(out.stem + "_polygons.gpkg")) if job.get("polygons") else None
     write_maps(raster, str(out), confidence)
     if polygons:
         write_polygons(raster, polygons)
     entry = {"raster": raster, "class_raster": str(out), "confidence": confidence, "polygons": polygons}
-    return {"rasters": [{**entry, "classes": CLASSES}]}
+    return {**entry, "classes": CLASSES}
 
 
 def write_maps(raster, out, confidence):
@@ -172,7 +248,67 @@ def pretrain(job):
     return {"backbone": job["out"], "figures": figures}
 
 
+def preview(job):
+    write_maps(job["raster"], job["out"], None)
+    return {"class_raster": job["out"], "confidence": None, "classes": CLASSES, "factor": 1, "seconds": 0.1}
+
+
+def work(mode):
+    pids = Path("pids")
+    first = not pids.exists()
+    with pids.open("a") as file:
+        print(os.getpid(), file=file)
+    if mode in ("mute", "orphan", "hang"):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if mode == "mute":
+        time.sleep(600)
+    if mode == "noise":
+        make_noise()
+    emit("ready", protocol=99 if mode == "protocol" else 1, engine="0.0.0")
+    for line in sys.stdin:
+        work_on(mode, line.strip(), first)
+
+
+def work_on(mode, job_file, is_first_process):
+    job, folder = json.loads(Path(job_file).read_text(encoding="utf-8")), Path(job_file).parent
+    emit("started", job=job_file, protocol=1, engine="0.0.0", device="cpu")
+    if mode == "crash" or (mode == "crash_once" and is_first_process):
+        print("Segmentation fault in libsomething", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    if mode == "fail":
+        code = os.environ.get("GEOPEFT_FAKE_CODE", "BANDS_UNKNOWN")
+        emit("failed", job=job_file, code=code, message="The raster has no band 'nir'.", hint="Name the bands.")
+        return
+    if mode == "orphan":
+        stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+        child = subprocess.Popen([sys.executable, "-c", stubborn])
+        Path("child").write_text(str(child.pid))
+    if mode in ("hang", "orphan"):
+        time.sleep(600)
+    if mode == "noise":
+        make_noise()
+    emit("message", job=job_file, level="info", text="Values up to 2 are taken as reflectances.")
+    for step in range(1, 21):
+        emit("progress", job=job_file, stage="preview", current=step, total=20, eta_s=1.0)
+        if (folder / "cancel").exists():
+            emit("canceled", job=job_file)
+            return
+        time.sleep(float(os.environ.get("GEOPEFT_FAKE_PAUSE_S", "0")))
+    emit("completed", job=job_file, outputs={} if mode == "missing" else preview(job))
+
+
 WRITERS = {"fit": fit, "pretrain": pretrain, "predict": predict, "evaluate": evaluate, "export": export}
 
+
+def probe():
+    """What the plugin asks an engine before its first job."""
+    manifest = Path(__file__).resolve().parents[1] / "metadata.txt"
+    lines = manifest.read_text(encoding="utf-8").splitlines()
+    version = next(line.partition("=")[2].strip() for line in lines if line.startswith("version="))
+    print(json.dumps({"protocol": 1, "engine": version, "missing": []}))
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], Path(sys.argv[3])))
+    if sys.argv[2] == "probe":
+        sys.exit(probe())
+    sys.exit(work(sys.argv[1]) if sys.argv[2] == "worker" else main(sys.argv[1], Path(sys.argv[3])))

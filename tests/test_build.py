@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import importlib.util
-import json
 import os
 import re
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 from types import ModuleType
@@ -18,11 +14,14 @@ from typing import Any
 
 import pytest
 
-from geopeft_qgis import engine_install, engine_uv
-
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "engine"
-LOCKS = (SOURCE / "requirements.lock", ROOT / "tests" / "requirements.lock", SOURCE / "uv.txt")
+LOCKS = (
+    SOURCE / "requirements.lock",
+    ROOT / "tests" / "requirements.lock",
+    ROOT / "tests" / "qt6" / "requirements.lock",
+    SOURCE / "uv.txt",
+)
 
 
 @pytest.fixture(scope="module")
@@ -40,25 +39,7 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
-def make_environment(home: Path, key: str = "abc", **changes: object) -> Path:
-    """A finished environment with one package of one file, as the installer leaves it."""
-    environment = home / "engine" / key
-    python = environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    python.parent.mkdir(parents=True)
-    python.symlink_to(sys.executable)
-    site = environment / ("Lib" if os.name == "nt" else "lib/python3.11") / "site-packages"
-    record = site / "one-1.0.dist-info" / "RECORD"
-    record.parent.mkdir(parents=True)
-    (site / "one.py").write_bytes(b"1 + 1\n")
-    digest = base64.urlsafe_b64encode(hashlib.sha256(b"1 + 1\n").digest()).decode().rstrip("=")
-    record.write_text(f"one.py,sha256={digest},6\none.pyc,,\none-1.0.dist-info/RECORD,,\n", encoding="utf-8")
-    lock = hashlib.sha256((SOURCE / "requirements.lock").read_bytes()).hexdigest()
-    stamp: dict[str, object] = {"lock": lock, "source": str(SOURCE), "variant": "cpu", "packages": 1}
-    (environment / "stamp.json").write_text(json.dumps({**stamp, **changes}), encoding="utf-8")
-    return python
-
-
-@pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.name)
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_every_locked_package_has_hashes_and_no_address(lock: Path) -> None:
     text = lock.read_text(encoding="utf-8")
     assert "://" not in text and "index" not in re.sub(r"^#.*", "", text, flags=re.MULTILINE)
@@ -80,157 +61,6 @@ def test_test_tools_bring_nothing_that_qgis_has_of_its_own() -> None:
     }
 
 
-@pytest.mark.parametrize(("variant", "kept"), [("cpu", "onnxruntime"), ("gpu", "onnxruntime-gpu")])
-def test_installer_keeps_one_of_the_two_onnxruntimes(variant: str, kept: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_install, "sees_nvidia_gpu", lambda: variant == "gpu")
-    steps = engine_uv.Steps(lambda text: None, lambda: False)
-    lock = engine_install._Installation(SOURCE, steps, None, False)._lock_for_this_machine()
-    whole = (SOURCE / "requirements.lock").read_text(encoding="utf-8")
-    names = re.findall(r"^([a-z0-9._-]+)==", lock, re.MULTILINE)
-    assert [name for name in names if name.startswith("onnxruntime")] == [kept]
-    assert len(names) == len(re.findall(r"^[a-z0-9._-]+==", whole, re.MULTILINE)) - 1
-    assert "onnx" in names and "onnxscript" in names
-
-
-def test_finished_environment_is_found_by_lock_and_source(own_home: Path) -> None:
-    assert engine_install.engine_python(SOURCE) is None
-    python = make_environment(own_home)
-    assert engine_install.engine_python(SOURCE) == python
-
-
-@pytest.mark.parametrize("changes", [{"lock": "another"}, {"source": "/another"}])
-def test_environment_of_another_lock_or_source_is_not_taken(own_home: Path, changes: dict[str, str]) -> None:
-    make_environment(own_home, **changes)
-    assert engine_install.engine_python(SOURCE) is None
-
-
-def test_unfinished_environment_is_not_taken_and_is_swept_away(own_home: Path) -> None:
-    whole = make_environment(own_home)
-    unstamped = make_environment(own_home, "unstamped")
-    (own_home / "engine" / "unstamped" / "stamp.json").unlink()
-    half = make_environment(own_home, "abc.new-1")
-    foreign = make_environment(own_home, "gone", source=str(own_home / "no such source"))
-    assert engine_install._ready(SOURCE) == [whole.parents[1]]
-    steps = engine_uv.Steps(lambda text: None, lambda: False)
-    engine_install._Installation(SOURCE, steps, None, False)._sweep()
-    assert whole.exists()
-    assert not any(python.exists() for python in (unstamped, half, foreign))
-
-
-def test_environment_whose_base_python_is_gone_is_not_taken(own_home: Path) -> None:
-    python = make_environment(own_home)
-    python.unlink()
-    python.symlink_to(own_home / "no such python")
-    assert engine_install.engine_python(SOURCE) is None
-
-
-def test_cut_missing_and_changed_files_are_found(own_home: Path) -> None:
-    environment = make_environment(own_home).parents[1]
-    file = engine_install._site_packages(environment) / "one.py"
-    assert engine_install._damage(environment, read_all=True) == {}
-    file.write_bytes(b"1 + 2\n")
-    assert engine_install._damage(environment) == {}
-    assert engine_install._damage(environment, read_all=True) == {"one": ["one.py"]}
-    file.write_bytes(b"1 +")
-    assert engine_install._damage(environment) == {"one": ["one.py"]}
-    file.unlink()
-    assert "one.py" in engine_install.verify(environment / "bin" / "python")[0]
-
-
-def test_missing_package_is_found(own_home: Path) -> None:
-    python = make_environment(own_home, packages=2)
-    assert engine_install.verify(python) == ["Packages are missing."]
-
-
-def test_switch_replaces_a_folder_that_is_there(tmp_path: Path) -> None:
-    for name in ("key", "key.new-7"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / name).touch()
-    engine_install._switch(tmp_path / "key.new-7", tmp_path / "key")
-    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["key", "key/key.new-7"]
-
-
-def test_second_installation_waits_for_the_first(own_home: Path) -> None:
-    steps = engine_uv.Steps(lambda text: None, lambda: False)
-    own_home.mkdir()
-    code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from geopeft_qgis import engine_install as e;"
-        f"file = open({str(own_home / 'install.lock')!r}, 'a+b'); print(e._take_lock(file.fileno()))"
-    )
-    with engine_install._alone(steps):
-        held = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    free = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert (held.stdout.strip(), free.stdout.strip()) == ("False", "True")
-
-
-@pytest.mark.skipif(os.name == "nt", reason="process groups of POSIX")
-def test_cancel_ends_a_command_with_its_children(tmp_path: Path) -> None:
-    start = time.monotonic()
-    steps = engine_uv.Steps(lambda text: None, lambda: time.monotonic() - start > 0.5)
-    child = "import subprocess as s; p = s.Popen(['sleep', '60']); open('pid', 'w').write(str(p.pid)); p.wait()"
-    with pytest.raises(engine_install.InstallCanceled):
-        steps.run([sys.executable, "-c", child], tmp_path)
-    assert time.monotonic() - start < 5
-    pid = int((tmp_path / "pid").read_text())
-    for _ in range(50):
-        if not is_running(pid):
-            return
-        time.sleep(0.1)
-    pytest.fail("the child of the cancelled command still runs")
-
-
-def is_running(pid: int) -> bool:
-    state = Path(f"/proc/{pid}/stat")
-    if Path("/proc/self/stat").exists():
-        # Where nobody collects orphans, an ended process stays as a zombie.
-        return state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z"
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def test_failed_command_tells_its_output(tmp_path: Path) -> None:
-    steps = engine_uv.Steps(lambda text: None, lambda: False)
-    with pytest.raises(engine_uv.CommandFailed, match="error: no space left"):
-        steps.run([sys.executable, "-c", "import sys; sys.exit('error: no space left')"], tmp_path)
-
-
-def test_uv_with_a_wrong_checksum_is_refused(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = own_home / "uv-1-py3-none-any.whl"
-    own_home.mkdir()
-    with zipfile.ZipFile(fake, "w") as archive:
-        archive.writestr("uv-1.data/scripts/uv", "not uv")
-    monkeypatch.setattr(engine_uv, "_download", lambda *arguments: fake)
-    with pytest.raises(engine_install.InstallError, match="sha256"):
-        engine_install.uv_program(lambda text: None)
-    assert not [path for path in (own_home / "uv").rglob("*") if path.is_file()]
-
-
-def test_installer_passes_no_foreign_settings_to_its_children(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    leaks = ("PYTHONHOME", "PYTHONPATH", "PYTHONEXECUTABLE", "VIRTUAL_ENV", "LD_PRELOAD", "GDAL_DATA", "PROJ_LIB")
-    for name in (*leaks, "PIP_TARGET", "UV_LINK_MODE", "PYTHONDONTWRITEBYTECODE", "UV_OFFLINE"):
-        monkeypatch.setenv(name, "1")
-    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "missing.pem"))
-    child = engine_uv.child_environment()
-    assert not {*leaks, "PIP_TARGET", "UV_LINK_MODE", "PYTHONDONTWRITEBYTECODE", "SSL_CERT_FILE"} & set(child)
-    assert child["UV_OFFLINE"] == "1"
-    assert engine_uv.child_environment(pip=True)["PIP_TARGET"] == "1"
-
-
-def test_path_line_is_ascii_and_finds_the_source(tmp_path: Path) -> None:
-    for name in ("plain", "größe"):
-        (tmp_path / name).mkdir()
-        line = engine_install._path_line(tmp_path / name)
-        assert line.isascii()
-        (tmp_path / "site" / name).mkdir(parents=True)
-        (tmp_path / "site" / name / "x.pth").write_text(line, encoding="ascii")
-        code = f"import site, sys; site.addsitedir({str(tmp_path / 'site' / name)!r}); print(ascii(sys.path[-1]))"
-        found = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
-        assert found.stdout.strip() == ascii(str(tmp_path / name))
-
-
 def test_zip_is_the_same_each_time_and_holds_what_the_store_wants(build: ModuleType, tmp_path: Path) -> None:
     first, second = build.make_zip(tmp_path / "a.zip"), build.make_zip(tmp_path / "b.zip")
     assert first.read_bytes() == second.read_bytes()
@@ -243,7 +73,7 @@ def test_zip_is_the_same_each_time_and_holds_what_the_store_wants(build: ModuleT
 
 
 def test_zip_that_is_too_large_is_refused(build: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "MAX_ZIP_BYTES", 1000)
+    monkeypatch.setattr(build.store, "MAX_BYTES", 1000)
     with pytest.raises(build.Failure, match="MB"):
         build.make_zip(tmp_path / "a.zip")
     assert not (tmp_path / "a.zip").exists()

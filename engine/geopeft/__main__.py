@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import functools
+import gc
 import importlib
 import json
 import os
@@ -26,6 +28,7 @@ JOBS = {
     "fit": "geopeft.fit",
     "pretrain": "geopeft.pretrain",
     "predict": "geopeft.predict",
+    "preview": "geopeft.preview",
     "evaluate": "geopeft.evaluate",
     "export": "geopeft.export",
     "inspect": "geopeft.package",
@@ -33,6 +36,11 @@ JOBS = {
     "probe": "geopeft.probe",
     "schema": "geopeft.schema",
 }
+# What the jobs of a worker need, imported before the first one comes: somebody waits for each of them.
+WORKER_IMPORTS = (
+    "torch", "rasterio", "pyogrio", "scipy.optimize", "sklearn.ensemble", "sklearn.linear_model", "geopeft.preview",
+)  # fmt: skip
+WORKER_GDAL_CACHE_MB = "128"
 PRINTED = ("inspect", "models", "probe", "schema")
 EXIT_FAILED, EXIT_CANCELED = 1, 3
 
@@ -53,6 +61,7 @@ def execute(job: AnyJob, reporter: Reporter) -> int:
     """Runs a job and reports exactly one terminal event; returns the exit code."""
     run: Callable[[Job, Reporter], dict[str, Any]]
     try:
+        reporter.check_canceled()
         run = importlib.import_module(JOBS[job.job]).run
         outputs = run(job, reporter)
         reporter.completed(outputs)
@@ -75,7 +84,7 @@ def _unexpected(error: Exception, reporter: Reporter) -> GeopeftError:
     if "out of memory" in str(error).lower():
         return _out_of_memory()
     traceback.print_exc(file=sys.stderr)
-    where = "engine.log beside the job" if reporter.keeps_log else "the lines above"
+    where = "engine.log" if reporter.keeps_log else "the lines above"
     return GeopeftError(
         f"The engine met an error that it does not know ({type(error).__name__}: {error}).",
         f"The details are in {where}; please report them.",
@@ -105,7 +114,7 @@ def _tell(say: Callable[[], None], code: int) -> int:
 
 def _run_file(path: Path, events: IO[str]) -> int:
     _watch_parent(path.parent)
-    return _execute_file(path, events)
+    return _execute_file(path, Reporter(events, folder=path.parent))
 
 
 def _device_of(job: AnyJob) -> str:
@@ -116,26 +125,66 @@ def _device_of(job: AnyJob) -> str:
     return str(importlib.import_module("geopeft.runtime").choose_device(name).type)
 
 
-def _execute_file(path: Path, events: IO[str]) -> int:
-    reporter = Reporter(events, folder=path.parent)
+def _execute_file(path: Path, reporter: Reporter) -> int:
     try:
         job = load(path)
+        reporter.emit("started", protocol=PROTOCOL, engine=__version__, device=_device_of(job))
+    except Canceled:
+        return EXIT_CANCELED
     except GeopeftError as error:
         return _fail(reporter, error)
-    reporter.emit("started", protocol=PROTOCOL, engine=__version__, device=_device_of(job))
+    except Exception as error:
+        return _fail(reporter, _unexpected(error, reporter))
     return execute(job, reporter)
 
 
+class _WorkerReporter(Reporter):
+    """Every event names its job, by the path that came in."""
+
+    def __init__(self, events: IO[str], job_file: str) -> None:
+        super().__init__(events, folder=Path(job_file).parent)
+        self._job_file = job_file
+
+    def emit(self, event: str, **fields: Any) -> None:
+        super().emit(event, job=self._job_file, **fields)
+
+
 def _work(events: IO[str]) -> int:
-    """The warm loop: one job path a line on stdin; the end of stdin ends it."""
-    for module in ("torch", "timm", "rasterio", "geopeft.fit", "geopeft.predict"):
-        importlib.import_module(module)
+    """The warm loop: one job path a line on stdin, in UTF-8; the end of stdin ends it, a job that fails does not.
+
+    All jobs share one log, stderr, where each begins with a line that names it.
+    """
     _watch_parent(None)
-    Reporter(events).emit("ready", protocol=PROTOCOL, engine=__version__)
-    for line in sys.stdin:
-        if line.strip():
-            _execute_file(Path(line.strip()), events)
+    # A twentieth of the memory, as GDAL takes by itself, is too much for a process that stays.
+    os.environ.setdefault("GDAL_CACHEMAX", WORKER_GDAL_CACHE_MB)
+    for module in WORKER_IMPORTS:
+        importlib.import_module(module)
+    # What imports have left stays for good: the collector need not look at it after every job.
+    gc.collect()
+    gc.freeze()
+    reporter = Reporter(events)
+    if _tell(functools.partial(reporter.emit, "ready", protocol=PROTOCOL, engine=__version__), 0):
+        return EXIT_CANCELED
+    for line in sys.stdin.buffer:
+        job_file = line.decode("utf-8", "replace").strip()
+        if not job_file:
+            continue
+        print(f"== {job_file}", file=sys.stderr, flush=True)
+        reporter = _WorkerReporter(events, job_file)
+        _execute_file(Path(job_file), reporter)
+        _give_memory_back()
+        if not reporter.keeps_log:
+            return EXIT_CANCELED
     return 0
+
+
+def _give_memory_back() -> None:
+    """What a job has used and left free goes back to the system, where the C library keeps it by itself (glibc)."""
+    gc.collect()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
 def _claim_stdout() -> IO[str]:

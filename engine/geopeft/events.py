@@ -17,12 +17,16 @@ TERMINAL = ("completed", "canceled", "failed")
 
 
 class Reporter:
-    """Sends events; `folder/cancel` asks the job to stop.
+    """Sends events. A file `folder/cancel` asks the job to end without its result; `folder/stop` asks it to end early
+    with the best result so far.
 
     Args:
         stream: where the JSON lines go; None says nothing (library use, tests).
-        folder: the job's folder, watched for a file called `cancel`.
+        folder: the job's folder, watched for files called `cancel` and `stop`.
         progress_stream: a terminal for people: progress and messages as text.
+
+    Attributes:
+        can_stop: set by a job as soon as it has something that is worth keeping; before that a stop is a cancel.
     """
 
     def __init__(
@@ -30,6 +34,8 @@ class Reporter:
     ) -> None:
         self._stream = stream
         self._cancel = folder / "cancel" if folder else None
+        self._stop = folder / "stop" if folder else None
+        self.can_stop = False
         self._terminal = progress_stream
         self._stage_start: dict[str, tuple[float, int]] = {}
         self._last_progress = 0.0
@@ -56,6 +62,13 @@ class Reporter:
         """Raises Canceled when the user asked for it; call at least once a second."""
         if self._cancel is not None and self._cancel.exists():
             raise Canceled
+        if not self.can_stop and self.stop_requested():
+            self.message("Stopped before there was anything to keep.")
+            raise Canceled
+
+    def stop_requested(self) -> bool:
+        """Whether the user asked the job to end early and to keep the best result so far."""
+        return self._stop is not None and self._stop.exists()
 
     def progress(self, stage: str, current: int, total: int, at_most_s: float = math.inf) -> None:
         """`current` of `total` steps of `stage` are done. Also the point where a cancel takes effect.
@@ -78,10 +91,14 @@ class Reporter:
             self._terminal.flush()
             self._on_progress_line = self._terminal.isatty()
 
-    def metric(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        """Figures of one step, for a live curve. Figures that are not finite are left out."""
+    def metric(self, stage: str, step: int, values: Mapping[str, float], total: int | None = None) -> None:
+        """Figures of one step, for a live curve. Figures that are not finite are left out.
+
+        Args:
+            total: the step at which the curve will end, where that is known.
+        """
         finite = {name: round(float(v), 6) for name, v in values.items() if abs(float(v)) < float("inf")}
-        self.emit("metric", stage=stage, step=step, values=finite)
+        self.emit("metric", stage=stage, step=step, values=finite, **({} if total is None else {"total": total}))
 
     def message(self, text: str, level: Level = "info") -> None:
         """A sentence for the user: what was assumed, what was left out."""

@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
-from onnx import TensorProto, helper, numpy_helper
 
-from geopeft.classical import INPUT, IR_VERSION, ML_OPSET, OPSET, OUTPUT
+from geopeft.classical import classical_graph
 from geopeft.data.chips import SQUARE_PX, ChipReader, Site
 from geopeft.models import SegmentationModel
 from geopeft.models.spec import InputBand
 from geopeft.models.texture import Texture, describe_texture, principal_components
+from geopeft.objective import fit_blend
 from geopeft.runtime import fill_invalid
 
 PIXELS_PER_CLASS = 2000
@@ -27,11 +26,16 @@ TREES = 32
 # Of a tree, where labels are few; of more pixels a tree may have a leaf for every 16.
 FEWEST_LEAVES, PIXELS_PER_LEAF = 32, 16
 LEAST_IN_LEAF = 3
-FOREST_SHARE = 0.5
+# The linear model's share of the classical part before held-out places have spoken; they speak in so many folds, with
+# fewer trees.
+LINEAR_PRIOR = 0.5
+FOLDS, FOLD_TREES = 3, 16
 # How little the coefficients of standardised features are held back: bands are few, a backbone's features hundreds. The
 # probe is held back the same whatever the number of pixels, so that its logits do not shrink to nothing where they are
 # few.
 LINEAR_C, PROBE_C_PIXELS = 1.0, 5.0
+# Logit of a class without pixels.
+ABSENT = -30.0
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,10 @@ class Pixels:
 
     def of(self, sites: np.ndarray) -> Pixels:
         """Those of these places."""
-        kept = np.isin(self.sites, sites)
+        return self.where(np.isin(self.sites, sites))
+
+    def where(self, kept: np.ndarray) -> Pixels:
+        """Those for which `kept`, (n,) bool, is true."""
         arrays = (self.features, self.deep, self.classes, self.weights, self.sites)
         return Pixels(*(array[kept] for array in arrays))
 
@@ -162,20 +169,55 @@ def fit_classical(pixels: Pixels, num_classes: int, bands: int, seed: int) -> by
 
     Extremely randomised trees (Geurts et al. 2006) see all features, multinomial logistic regression the first `bands`
     of them. On nine real scenes their mean was better than either, and trees with random thresholds better than a
-    random forest where labels are few.
+    random forest where labels are few; where they are many, the trees are often the better part.
     """
+    trees = _fit_trees(pixels, TREES, seed)
+    share, temperature = linear_share(pixels, num_classes, bands, seed)
+    coefficients, offsets = _fit_linear(pixels.features[:, :bands], pixels, num_classes, LINEAR_C)
+    weights = np.zeros((num_classes, pixels.features.shape[1]), np.float32)
+    weights[:, :bands] = coefficients / temperature
+    offsets[trees.classes_] /= temperature
+    return classical_graph([tree.tree_ for tree in trees.estimators_], trees.classes_, weights, offsets, share)
+
+
+def linear_share(pixels: Pixels, num_classes: int, bands: int, seed: int) -> tuple[float, float]:
+    """The linear model's share and temperature, from places that are held out in turn.
+
+    A class's only place always teaches. All places count, unlike for a network: the two parts differ in how much they
+    can learn, which shows in one region too.
+    """
+    fold = _folds(pixels, np.random.default_rng(seed))
+    logits, probabilities = np.zeros((2, len(fold), num_classes))
+    for number in range(fold.max(initial=-1) + 1):
+        held, taught = fold == number, pixels.where(fold != number)
+        trees = _fit_trees(taught, FOLD_TREES, seed)
+        probabilities[np.ix_(held, trees.classes_)] = trees.predict_proba(pixels.features[held])
+        weights, offsets = _fit_linear(taught.features[:, :bands], taught, num_classes, LINEAR_C)
+        logits[held] = pixels.features[held, :bands] @ weights.T + offsets
+    seen = fold >= 0
+    truth, places = pixels.classes[seen], pixels.sites[seen]
+    return fit_blend(logits[seen], probabilities[seen], truth, places, LINEAR_PRIOR, math.inf)
+
+
+def _folds(pixels: Pixels, rng: np.random.Generator) -> np.ndarray:
+    """(n,) the part that a pixel's place is held out in, -1 for never; each has about as many places of every class."""
+    fold_of_site = np.full(pixels.sites.max(initial=0) + 1, -1)
+    for index in np.unique(pixels.classes):
+        own = rng.permutation(np.unique(pixels.sites[pixels.classes == index]))
+        if len(own) > 1:
+            fold_of_site[own] = np.arange(len(own)) % FOLDS
+    folds: np.ndarray = fold_of_site[pixels.sites]
+    return folds
+
+
+def _fit_trees(pixels: Pixels, count: int, seed: int) -> Any:
     from sklearn.ensemble import ExtraTreesClassifier
 
     leaves = max(FEWEST_LEAVES, len(pixels.classes) // PIXELS_PER_LEAF)
     trees = ExtraTreesClassifier(
-        TREES, max_leaf_nodes=leaves, min_samples_leaf=LEAST_IN_LEAF, n_jobs=1, random_state=seed
+        count, max_leaf_nodes=leaves, min_samples_leaf=LEAST_IN_LEAF, n_jobs=1, random_state=seed
     )
-    trees.fit(pixels.features, pixels.classes, sample_weight=pixels.weights)
-    node = _trees_node([tree.tree_ for tree in trees.estimators_], trees.classes_, num_classes)
-    weights = np.zeros((num_classes, pixels.features.shape[1]), np.float32)
-    weights[:, :bands], offsets = _fit_linear(pixels.features[:, :bands], pixels, num_classes, LINEAR_C)
-    model: bytes = _graph(node, weights, offsets, pixels.features.shape[1], num_classes).SerializeToString()
-    return model
+    return trees.fit(pixels.features, pixels.classes, sample_weight=pixels.weights)
 
 
 def fit_probe(pixels: Pixels, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -188,10 +230,16 @@ def _fit_linear(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Multinomial logistic regression on standardised features (n, F): (K, F) weights and (K,) offsets of the logits.
 
-    A class without pixels gets an offset of -30.
+    A class without pixels gets an offset of -30. Of a single class nothing is to be learned but that it is there.
     """
     from sklearn.linear_model import LogisticRegression
 
+    weights = np.zeros((num_classes, seen.shape[1]), np.float32)
+    biases = np.full(num_classes, ABSENT, np.float32)
+    there = np.unique(pixels.classes)
+    if len(there) < 2:
+        biases[there] = 0
+        return weights, biases
     seen = seen.astype(np.float64)
     mean = np.average(seen, axis=0, weights=pixels.weights)
     spread = np.sqrt(np.average((seen - mean) ** 2, axis=0, weights=pixels.weights))
@@ -204,86 +252,6 @@ def _fit_linear(
     if len(model.classes_) == 2:
         coefficients = np.concatenate([np.zeros_like(coefficients), coefficients])
         offsets = np.concatenate([np.zeros_like(offsets), offsets])
-    weights = np.zeros((num_classes, seen.shape[1]), np.float32)
-    biases = np.full(num_classes, -30.0, np.float32)
     weights[model.classes_] = coefficients
     biases[model.classes_] = offsets
     return weights, biases
-
-
-def _trees_node(trees: list[Any], classes: np.ndarray, num_classes: int) -> onnx.NodeProto:
-    """Trees as one operator whose targets are the classes' probabilities, averaged over the trees."""
-    parts: dict[str, list[np.ndarray]] = {key: [] for key in ("tree", "node", "feature", "value", "yes", "no", "leaf")}
-    targets: dict[str, list[np.ndarray]] = {key: [] for key in ("tree", "node", "id", "weight")}
-    for number, tree in enumerate(trees):
-        count = tree.node_count
-        leaf = tree.children_left < 0
-        parts["tree"].append(np.full(count, number))
-        parts["node"].append(np.arange(count))
-        parts["feature"].append(np.where(leaf, 0, tree.feature))
-        parts["value"].append(np.where(leaf, 0.0, _rounded_down(tree.threshold)))
-        parts["yes"].append(np.where(leaf, 0, tree.children_left))
-        parts["no"].append(np.where(leaf, 0, tree.children_right))
-        parts["leaf"].append(leaf)
-        share = tree.value[:, 0, :] / tree.value[:, 0, :].sum(1, keepdims=True)
-        rows, cols = np.nonzero(leaf[:, None] & (share > 0))
-        targets["tree"].append(np.full(len(rows), number))
-        targets["node"].append(rows)
-        targets["id"].append(classes[cols])
-        targets["weight"].append(share[rows, cols] / len(trees))
-    nodes = {key: np.concatenate(arrays) for key, arrays in parts.items()}
-    leaves = {key: np.concatenate(arrays) for key, arrays in targets.items()}
-    return helper.make_node(
-        "TreeEnsembleRegressor",
-        [INPUT],
-        ["classical_trees"],
-        domain="ai.onnx.ml",
-        n_targets=num_classes,
-        nodes_treeids=nodes["tree"].tolist(),
-        nodes_nodeids=nodes["node"].tolist(),
-        nodes_featureids=nodes["feature"].tolist(),
-        nodes_modes=np.where(nodes["leaf"], "LEAF", "BRANCH_LEQ").tolist(),
-        nodes_values=nodes["value"].tolist(),
-        nodes_truenodeids=nodes["yes"].tolist(),
-        nodes_falsenodeids=nodes["no"].tolist(),
-        target_treeids=leaves["tree"].tolist(),
-        target_nodeids=leaves["node"].tolist(),
-        target_ids=leaves["id"].tolist(),
-        target_weights=leaves["weight"].tolist(),
-    )
-
-
-def _rounded_down(thresholds: np.ndarray) -> np.ndarray:
-    """float32 values not above the float64 thresholds, so that `x <= threshold` is the same for every float32 x."""
-    near = thresholds.astype(np.float32)
-    return np.where(near > thresholds, np.nextafter(near, np.float32(-np.inf)), near)
-
-
-def _graph(
-    trees: onnx.NodeProto, weights: np.ndarray, offsets: np.ndarray, features: int, num_classes: int
-) -> onnx.ModelProto:
-    constants = {
-        "classical_linear_weights": weights.T,
-        "classical_linear_offsets": offsets,
-        "classical_forest_share": np.array([FOREST_SHARE], np.float32),
-        "classical_linear_share": np.array([1 - FOREST_SHARE], np.float32),
-    }
-    nodes = [
-        trees,
-        helper.make_node(
-            "Gemm", [INPUT, "classical_linear_weights", "classical_linear_offsets"], ["classical_linear_logits"]
-        ),
-        helper.make_node("Softmax", ["classical_linear_logits"], ["classical_linear"], axis=1),
-        helper.make_node("Mul", ["classical_trees", "classical_forest_share"], ["classical_weighted_trees"]),
-        helper.make_node("Mul", ["classical_linear", "classical_linear_share"], ["classical_weighted_linear"]),
-        helper.make_node("Add", ["classical_weighted_trees", "classical_weighted_linear"], [OUTPUT]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "classical",
-        [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["pixels", features])],
-        [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["pixels", num_classes])],
-        [numpy_helper.from_array(np.ascontiguousarray(array), name) for name, array in constants.items()],
-    )
-    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", ML_OPSET)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)

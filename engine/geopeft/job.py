@@ -74,6 +74,8 @@ class FitJob(Job):
     labels: str = LabelsField
     class_field: str = ClassField
     out: str = Field(description="model package to write, NAME.geopeft")
+    start: str = Field(default="", description="model package of an earlier training to start from, where it fits")
+    resume: bool = Field(default=True, description="go on where this training was stopped, from NAME.geopeft.resume")
     validation_labels: str = Field(default="", description="labels kept apart for validation; else blocks are held out")
     backbone: str = Field(default="auto", description="name of a backbone; auto chooses by bands and pixel size")
     adapter: str = Field(default="lora", description="how the backbone is tuned")
@@ -141,6 +143,39 @@ class PredictJob(Job):
     json_file: str = JsonField
 
     help: ClassVar[str] = "map rasters with a model package"
+
+
+class PreviewJob(Job):
+    """Map a part of a raster at once with what a few labels teach; for labels that are still being drawn."""
+
+    job: Literal["preview"] = "preview"
+    raster: str = Field(description="raster that GDAL can read", json_schema_extra=POSITIONAL)
+    labels: str = LabelsField
+    class_field: str = ClassField
+    out: str = Field(description="class raster to write")
+    confidence: bool = Field(default=False, description="also write a raster of the confidence in percent")
+    extent: tuple[float, ...] = Field(
+        default=(), max_length=4, description="left, bottom, right, top in the raster's CRS; empty: the whole raster"
+    )
+    max_pixels: int = Field(
+        default=1_000_000, ge=1000, le=100_000_000, description="a larger extent is mapped with wider pixels"
+    )
+    bands: tuple[str, ...] = BandsField
+    radiometry: Radiometry = RadiometryField
+    background: str = BackgroundField
+    area: str = AreaField
+    classes: tuple[ClassStyle, ...] = Field(default=(), description="names, order and colours of the classes")
+    line_width_px: float = LineWidthField
+    seed: int = SeedField
+
+    help: ClassVar[str] = "map a part of a raster at once, while labels are being drawn"
+
+    @field_validator("extent")
+    @classmethod
+    def _four_numbers(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if value and (len(value) != 4 or value[0] > value[2] or value[1] > value[3]):
+            raise ValueError("an extent is left, bottom, right, top")
+        return value
 
 
 class EvaluateJob(Job):
@@ -212,10 +247,32 @@ class SchemaJob(Job):
     help: ClassVar[str] = "give the JSON Schema of the jobs"
 
 
-AnyJob = FitJob | PretrainJob | PredictJob | EvaluateJob | ExportJob | InspectJob | ModelsJob | ProbeJob | SchemaJob
+AnyJob = (
+    FitJob
+    | PretrainJob
+    | PredictJob
+    | PreviewJob
+    | EvaluateJob
+    | ExportJob
+    | InspectJob
+    | ModelsJob
+    | ProbeJob
+    | SchemaJob
+)
 JOB_TYPES: dict[str, type[Job]] = {
     kind.model_fields["job"].default: kind
-    for kind in (FitJob, PretrainJob, PredictJob, EvaluateJob, ExportJob, InspectJob, ModelsJob, ProbeJob, SchemaJob)
+    for kind in (
+        FitJob,
+        PretrainJob,
+        PredictJob,
+        PreviewJob,
+        EvaluateJob,
+        ExportJob,
+        InspectJob,
+        ModelsJob,
+        ProbeJob,
+        SchemaJob,
+    )
 }
 _adapter: TypeAdapter[AnyJob] = TypeAdapter(Annotated[AnyJob, Field(discriminator="job")])
 

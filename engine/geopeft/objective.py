@@ -14,8 +14,8 @@ from geopeft.data.labels import IGNORE
 
 _RESAMPLES = 1000
 _PRIOR_PLACES = 8.0
-# However many places of one region there are, they say only so much about another.
-_MOST_PLACES = 40.0
+# However many places of one region there are, they say only so much about how a network does in another.
+MOST_PLACES = 40.0
 USUAL_TEMPERATURE = 1.5
 _TEMPERATURES = (0.8, 1.0, 1.25, 1.5, 2.0, 2.5, 3.5)
 
@@ -37,36 +37,41 @@ def balanced_cross_entropy(logits: torch.Tensor, class_ids: torch.Tensor, class_
 
 
 def fit_blend(
-    logits: np.ndarray, classical: np.ndarray, truth: np.ndarray, places: np.ndarray, network_prior: float
+    logits: np.ndarray,
+    probabilities: np.ndarray,
+    truth: np.ndarray,
+    places: np.ndarray,
+    prior: float,
+    most_places: float = MOST_PLACES,
 ) -> tuple[float, float]:
-    """The network's share in the blend and its temperature, from pixels that taught neither part.
+    """The share of one forecast in its blend with another and its temperature, from pixels that taught neither.
 
-    The most likely pair under a prior: every labelled place counts the same, every class too, all together at most as
-    much as 40 places, and the prior as much as 8. A linear pool of two forecasts (Stone 1961) with
-    temperature scaling (Guo et al. 2017) of one.
+    The most likely pair under a prior: every labelled place counts the same, every class too, and the prior as much as
+    8 places. A linear pool of two forecasts (Stone 1961) with temperature scaling (Guo et al. 2017) of one.
 
     Args:
-        logits: (n, K) of the network.
-        classical: (n, K) probabilities of the classical part.
+        logits: (n, K) of the one forecast.
+        probabilities: (n, K) of the other.
         truth: (n,) class numbers.
         places: (n,) which labelled place a pixel belongs to.
-        network_prior: share of the network that is likely before any label was looked at.
+        prior: share of the one that is likely before any label was looked at.
+        most_places: as much as this many places count at most, however many there are.
 
     Returns:
-        (share, temperature).
+        (share, temperature); near the prior and the usual temperature where there are no pixels.
     """
     _, place = np.unique(places, return_inverse=True)
     weight = 1 / np.bincount(place)[place]
     by_class = np.bincount(truth, weight)
-    weight = weight / by_class[truth] * (min(by_class.sum(), _MOST_PLACES) / np.count_nonzero(by_class))
+    weight = weight / by_class[truth] * (min(by_class.sum(), most_places) / max(np.count_nonzero(by_class), 1))
     rows = np.arange(len(truth))
-    of_classical = np.maximum(classical[rows, truth], 1e-6)
-    best, found = -math.inf, (network_prior, USUAL_TEMPERATURE)
+    of_other = np.maximum(probabilities[rows, truth], 1e-6)
+    best, found = -math.inf, (prior, USUAL_TEMPERATURE)
     for temperature in _TEMPERATURES:
-        of_network = softmax(logits / temperature)[rows, truth]
+        of_one = softmax(logits / temperature)[rows, truth]
         for share in np.linspace(0.02, 0.98, 33):
-            fit = float((weight * np.log(share * of_network + (1 - share) * of_classical)).sum())
-            fit += _PRIOR_PLACES * (network_prior * math.log(share) + (1 - network_prior) * math.log(1 - share))
+            fit = float((weight * np.log(share * of_one + (1 - share) * of_other)).sum())
+            fit += _PRIOR_PLACES * (prior * math.log(share) + (1 - prior) * math.log(1 - share))
             fit -= _PRIOR_PLACES * math.log(temperature / USUAL_TEMPERATURE) ** 2
             if fit > best:
                 best, found = fit, (float(share), float(temperature))

@@ -3,6 +3,8 @@
 manifest.json         what the model is, what it expects, how good it is (Manifest)
 weights.safetensors   adapter, decoder and head
 forest.onnx           the classical part, where one is blended with the network
+start.safetensors     for a training that goes on from this model: where its labels were, and the weights before the
+                      last steps
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ import io
 import json
 import struct
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +30,10 @@ from geopeft.job import InspectJob, Radiometry
 from geopeft.models.spec import ModelSpec, TextureSpec
 from geopeft.writing import check_target, write_bytes
 
-SCHEMA_VERSION = 2
-MANIFEST, WEIGHTS, FOREST = "manifest.json", "weights.safetensors", "forest.onnx"
-_LIMITS = {MANIFEST: 4 << 20, WEIGHTS: 8 << 30, FOREST: 64 << 20}
+SCHEMA_VERSION = 3
+MANIFEST, WEIGHTS, FOREST, START = "manifest.json", "weights.safetensors", "forest.onnx", "start.safetensors"
+_LIMITS = {MANIFEST: 4 << 20, WEIGHTS: 8 << 30, FOREST: 64 << 20, START: 64 << 20}
+_OPTIONAL = {FOREST, START}
 _MAX_HEADER_BYTES = 1 << 20
 _MAX_TENSORS = 4096
 _EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -93,18 +97,27 @@ class Manifest(BaseModel):
 
 @dataclass(frozen=True)
 class Package:
-    """An opened package: manifest, weights as name -> array, and the classical part as ONNX (empty: none)."""
+    """An opened package: manifest, weights as name -> array, the classical part as ONNX (empty: none), and what a
+    further training starts from (see `starting`; empty: it cannot)."""
 
     path: Path
     manifest: Manifest
     weights: dict[str, np.ndarray]
     forest: bytes = b""
+    start: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-def write(path: Path, manifest: Manifest, weights: dict[str, np.ndarray], forest: bytes = b"") -> None:
+def write(
+    path: Path,
+    manifest: Manifest,
+    weights: Mapping[str, np.ndarray],
+    forest: bytes = b"",
+    start: Mapping[str, np.ndarray] | None = None,
+) -> None:
     """Writes a package whole; OutputError where that is not possible."""
-    body = safetensors_numpy.save({name: np.asarray(array, order="C") for name, array in sorted(weights.items())})
-    members = {WEIGHTS: body} | ({FOREST: forest} if forest else {})
+    members = (
+        {WEIGHTS: _body(weights)} | ({FOREST: forest} if forest else {}) | ({START: _body(start)} if start else {})
+    )
     checksums = {name: hashlib.sha256(data).hexdigest() for name, data in members.items()}
     manifest = manifest.model_copy(update={"sha256": checksums})
     buffer = io.BytesIO()
@@ -118,17 +131,24 @@ def write(path: Path, manifest: Manifest, weights: dict[str, np.ndarray], forest
     write_bytes(path, whole)
 
 
+def _body(arrays: Mapping[str, np.ndarray]) -> bytes:
+    body: bytes = safetensors_numpy.save({name: np.asarray(array, order="C") for name, array in sorted(arrays.items())})
+    return body
+
+
 def read(path: Path) -> Package:
     """Opens a package and checks it throughout; PackageError in one sentence where anything is not as it should be."""
     members = _members(path)
     manifest = _manifest(path, members[MANIFEST])
-    for name, what in ((WEIGHTS, "weights are not the ones"), (FOREST, "forest is not the one")):
+    for name, what in ((WEIGHTS, "weights are not the ones"), (FOREST, "forest is not the one"),
+                       (START, "weights to go on from are not the ones")):  # fmt: skip
         found = hashlib.sha256(members[name]).hexdigest() if name in members else None
         if found != manifest.sha256.get(name):
             raise _broken(path, f"its {what} that were saved")
     if (FOREST in members) != (manifest.classical is not None):
         raise _broken(path, "its forest is missing or is not spoken of")
-    return Package(path, manifest, _tensors(path, members[WEIGHTS]), members.get(FOREST, b""))
+    start = _tensors(path, members[START]) if START in members else {}
+    return Package(path, manifest, _tensors(path, members[WEIGHTS]), members.get(FOREST, b""), start)
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -147,7 +167,7 @@ def _members(path: Path, only: str = "") -> dict[str, bytes]:
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
             names = [info.filename for info in infos]
-            if sorted(names) not in (sorted(_LIMITS), sorted(_LIMITS.keys() - {FOREST})):
+            if len(set(names)) < len(names) or not _LIMITS.keys() - _OPTIONAL <= set(names) <= _LIMITS.keys():
                 raise _broken(path, f"it holds {', '.join(sorted(names)[:5]) or 'nothing'}")
             for info in infos:
                 if info.file_size > _LIMITS[info.filename] or info.compress_type != zipfile.ZIP_STORED:

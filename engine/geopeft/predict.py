@@ -2,166 +2,310 @@
 
 from __future__ import annotations
 
-import html
 import json
+import os
+import re
+import secrets
+import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+import traceback
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rasterio
-from rasterio.enums import ColorInterp, Resampling
 from rasterio.windows import Window
 
+from geopeft.class_raster import class_raster, origin_tags
 from geopeft.data.labels import read_area
-from geopeft.data.raster import RasterInfo, describe, still_same
-from geopeft.errors import GeopeftError, JobError
-from geopeft.events import Reporter
+from geopeft.data.raster import RasterInfo, describe, gdal_env, still_same
+from geopeft.errors import Canceled, DeviceError, GeopeftError, JobError, LabelError
+from geopeft.events import Level, Reporter
 from geopeft.job import PredictJob
-from geopeft.package import ClassInfo
-from geopeft.runtime import Runtime, Strip, map_raster, peak_memory_mb
+from geopeft.runtime import Runtime, Strip, map_raster, peak_memory_mb, window_starts
 from geopeft.vectorize import vectorize
-from geopeft.writing import check_target, whole_raster, write_bytes
+from geopeft.writing import check_target, write_bytes
 
-NODATA, CONFIDENCE_NODATA = 0, 255
-_BLOCK_PX = 256
 _RASTER_SUFFIXES = (".tif", ".tiff")
+# What no file system takes in a name, and how much of a raster's name a map keeps, in bytes.
+_UNFIT = re.compile(r'[<>:"/\\|?*\x00-\x1f]+')
+_NAME_BYTES = 180
 
 
 def run(job: PredictJob, reporter: Reporter) -> dict[str, Any]:
-    """Runs a predict job. With several rasters a failed one does not stop the rest; with one it fails the job."""
+    """Runs a predict job. A raster that fails does not stop the others; when none succeeds, the first error is raised.
+
+    Besides the progress, which counts the windows of all rasters, `metric` events of the stage `raster` tell programs
+    how each raster fares: step 0 with `shares` (the part of the job that is done after each raster), then one with
+    `raster` and either `outputs` or `failure` whenever a raster is finished. They come where `out` is a folder.
+
+    Returns:
+        `rasters` (one entry for each map), `failures` (raster, code, message, hint), `seconds`, `peak_memory_mb`.
+    """
     start = time.monotonic()
     targets = _targets(job)
     runtime = Runtime.open(Path(job.model), job.device, job.weights_dir, reporter)
-    done: list[dict[str, Any]] = []
-    failed: list[dict[str, str]] = []
-    for raster, target in zip(job.rasters, targets, strict=True):
-        try:
-            done.append(_map_one(job, runtime, raster, target, reporter))
-        except GeopeftError as error:
-            if len(targets) == 1:
-                raise
-            failed.append({"raster": raster, "code": error.code, "message": error.message, "hint": error.hint})
-            reporter.warn(f"{Path(raster).name} was left out: {error.message} {error.hint}")
-    if not done:
-        raise JobError(f"None of the {len(targets)} rasters could be mapped.", failed[0]["message"], failed[0]["code"])
-    figures = {"seconds": round(time.monotonic() - start, 2), "peak_memory_mb": peak_memory_mb()}
-    outputs: dict[str, Any] = {"rasters": done, "failed": failed, **figures}
+    done, failures = _map_all(job, runtime, targets, reporter)
+    outputs: dict[str, Any] = {
+        "rasters": done,
+        "failures": failures,
+        "seconds": round(time.monotonic() - start, 2),
+        "peak_memory_mb": peak_memory_mb(),
+    }
     if job.json_file:
         write_bytes(Path(job.json_file), json.dumps(outputs, indent=1).encode())
         outputs["json"] = job.json_file
     return outputs
 
 
-def _targets(job: PredictJob) -> list[Path]:
-    """Where each raster's map goes: the file named, or a folder with one file a raster; never two to one name."""
+def _map_all(
+    job: PredictJob, runtime: Runtime, targets: Sequence[Path], reporter: Reporter
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """The maps that were made, and the rasters that failed."""
+    count = len(targets)
+    origin = origin_tags(Path(job.model), runtime.manifest)
+    ends = list(accumulate(_window_count(raster, runtime, reporter) for raster in job.rasters))
+    events = reporter if _is_folder(job) else Reporter()
+    shares = [round(end / ends[-1], 6) for end in ends]
+    events.emit("metric", stage="raster", step=0, values={"rasters": count}, shares=shares)
+    done: list[dict[str, Any]] = []
+    failures: list[dict[str, str]] = []
+    first_error: Exception | None = None
+    for index, (raster, target) in enumerate(zip(job.rasters, targets, strict=True)):
+        before = ends[index - 1] if index else 0
+        start = time.monotonic()
+        part = _OneOfMany(reporter, before, ends[index] - before, ends[-1])
+        if count > 1:
+            reporter.message(f"Raster {index + 1} of {count}: {_name(raster)}")
+        try:
+            entry = _map_one(job, runtime, raster, target, origin, part)
+        except Canceled:
+            raise
+        except Exception as error:
+            first_error = first_error or error
+            failure = _failure(raster, error)
+            # The frames would keep whole strips of the map in memory until the end of the job.
+            traceback.clear_frames(error.__traceback__)
+            failures.append(failure)
+            values = {"seconds": round(time.monotonic() - start, 2)}
+            events.emit("metric", stage="raster", step=index + 1, values=values, raster=raster, failure=failure)
+            if count > 1:
+                reporter.warn(f"{_name(raster)} is left out: {failure['message']} {failure['hint']}".strip())
+        else:
+            done.append(entry)
+            values = {"seconds": entry["seconds"]}
+            events.emit("metric", stage="raster", step=index + 1, values=values, raster=raster, outputs=entry)
+        reporter.progress("predict", ends[index], ends[-1])
+    if first_error is not None and not done:
+        raise first_error
+    if failures:
+        names = ", ".join(_name(failure["raster"]) for failure in failures)
+        reporter.warn(f"{len(done)} of {count} rasters are mapped; left out: {names}.")
+    return done, failures
+
+
+class _OneOfMany(Reporter):
+    """What is reported of one raster, as a part of the whole job: its windows count after those before it."""
+
+    def __init__(self, whole: Reporter, before: int, own: int, total: int) -> None:
+        super().__init__()
+        self._whole = whole
+        self._before, self._own, self._total = before, own, total
+
+    def emit(self, event: str, **fields: Any) -> None:
+        self._whole.emit(event, **fields)
+
+    def check_canceled(self) -> None:
+        self._whole.check_canceled()
+
+    def message(self, text: str, level: Level = "info") -> None:
+        self._whole.message(text, level)
+
+    def progress(self, stage: str, current: int, total: int, at_most_s: float = float("inf")) -> None:
+        if stage == "predict":
+            current, total = self._before + self._own * current // max(total, 1), self._total
+        self._whole.progress(stage, current, total, at_most_s)
+
+
+def _window_count(raster: str, runtime: Runtime, reporter: Reporter) -> int:
+    """How many windows a raster is mapped in; 1 for a raster that cannot be opened, which is told later."""
+    reporter.check_canceled()
+    try:
+        with gdal_env(sidecars=True), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with rasterio.open(raster) as source:
+                shape = source.shape
+    except Exception:
+        return 1
+    window, overlap = runtime.window_px, runtime.overlap_px
+    rows, columns = (len(window_starts(length, min(window, length), overlap)) for length in shape)
+    return rows * columns
+
+
+def _failure(raster: str, error: Exception) -> dict[str, str]:
+    """An error as plain data; what is no sentence yet becomes one, and its traceback goes to the log."""
+    if not isinstance(error, GeopeftError):
+        traceback.print_exception(error, file=sys.stderr)
+        if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+            hint = "Close other programs, or set the device to cpu."
+            error = DeviceError("There is not enough memory for this raster.", hint, "OUT_OF_MEMORY")
+        else:
+            what = f"The engine met an error that it does not know ({type(error).__name__}: {error})."
+            error = GeopeftError(what, "The details are in the log; please report them.")
+    return {"raster": raster, "code": error.code, "message": error.message, "hint": error.hint}
+
+
+def _is_folder(job: PredictJob) -> bool:
+    """Whether the output is a folder, and not the name of one map."""
     out = Path(job.out)
-    if len(job.rasters) == 1 and out.suffix.lower() in _RASTER_SUFFIXES:
-        targets = [out]
-    elif out.suffix.lower() in _RASTER_SUFFIXES:
-        message = f"{len(job.rasters)} rasters cannot be mapped into the one file {out}."
-        raise JobError(message, "Give a folder as output.", "OUTPUT_NEEDS_FOLDER")
-    else:
-        targets, taken = [], set()
-        for raster in job.rasters:
-            name, number = f"{Path(raster).stem}_map", 2
-            while (unique := name if number == 2 else f"{name}_{number - 1}") in taken:
-                number += 1
-            taken.add(unique)
-            targets.append(out / f"{unique}.tif")
-    for raster, target in zip(job.rasters, targets, strict=True):
-        if target.exists() and Path(raster).exists() and target.samefile(raster):
-            message = f"The map would overwrite its own raster {raster}."
+    return out.suffix.lower() not in _RASTER_SUFFIXES or out.is_dir()
+
+
+def _targets(job: PredictJob) -> list[Path]:
+    """Where each raster's map goes: the file named, or a folder with one file a raster.
+
+    No two get one name, and no input is overwritten: not the raster itself, another one of the job, the model or the
+    area.
+    """
+    out = Path(job.out)
+    inputs = {_identity(path) for path in (*job.rasters, job.model, job.aoi, job.aoi.rpartition(":")[0])} - {None}
+    if not _is_folder(job):
+        if len(job.rasters) > 1:
+            message = f"{len(job.rasters)} rasters cannot be mapped into the one file {out}."
+            raise JobError(message, "Give a folder as output.", "OUTPUT_NEEDS_FOLDER")
+        if overwritten := [path for path in _written(job, out) if _identity(path) in inputs]:
+            message = f"The map would overwrite {overwritten[0]}, which the job reads."
             raise JobError(message, "Choose another output.", "OUTPUT_IS_INPUT")
+        return [out]
+    targets: list[Path] = []
+    taken: set[str] = set()
+    for raster in job.rasters:
+        stem, number = f"{_stem(raster)}_map", 1
+        target = out / f"{stem}.tif"
+        # Some file systems take A.tif and a.tif for one.
+        while target.name.casefold() in taken or any(_identity(path) in inputs for path in _written(job, target)):
+            number += 1
+            target = out / f"{stem}_{number}.tif"
+        taken.add(target.name.casefold())
+        targets.append(target)
     return targets
 
 
-def _map_one(job: PredictJob, runtime: Runtime, raster: str, target: Path, reporter: Reporter) -> dict[str, Any]:
+def _written(job: PredictJob, target: Path) -> list[Path]:
+    """The files that a raster's map is made of."""
+    confidence = [_confidence_path(target)] if job.confidence else []
+    polygons = [_polygons_path(target)] if job.polygons else []
+    return [target, Path(f"{target}.aux.xml"), *confidence, *polygons]
+
+
+def _confidence_path(target: Path) -> Path:
+    return target.with_name(f"{target.stem}_confidence.tif")
+
+
+def _polygons_path(target: Path) -> Path:
+    return target.with_name(f"{target.stem}_polygons.gpkg")
+
+
+def _identity(path: str | Path) -> tuple[int, int] | None:
+    """What tells a file from all others, whatever it is called; None where there is no such file."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _name(raster: str) -> str:
+    """A raster's name for people: without its folder, and without what follows a web address, which may be secret."""
+    return Path(raster.partition("?")[0]).name or raster
+
+
+def _stem(raster: str) -> str:
+    stem = _UNFIT.sub("_", Path(_name(raster)).stem).strip(" ._")
+    return stem.encode()[:_NAME_BYTES].decode(errors="ignore") or "raster"
+
+
+def _map_one(
+    job: PredictJob, runtime: Runtime, raster: str, target: Path, origin: Mapping[str, str], reporter: Reporter
+) -> dict[str, Any]:
+    """Writes what is wanted of one raster and describes it."""
+    start = time.monotonic()
     info = describe(raster)
-    height, width = info.geobox.shape
-    check_target(target, height * width * (2 if job.confidence or job.polygons else 1))
     classes = runtime.manifest.classes
-    confidence = target.with_name(f"{target.stem}_confidence.tif") if job.confidence or job.polygons else None
+    _refuse_overwriting(job, info, target)
+    check_target(target, info.height * info.width * (2 if job.confidence or job.polygons else 1))
+    confidence, polygons = _confidence_path(target), _polygons_path(target)
+    if not job.confidence:
+        # Polygons need the confidence; where nobody else does, it is a file that comes and goes.
+        confidence = target.with_name(f".{target.stem[:40]}.{secrets.token_hex(4)}.confidence.tif")
+    try:
+        writes = confidence if job.confidence or job.polygons else None
+        share = _write_map(job, runtime, info, target, writes, {**origin, "GEOPEFT_RASTER": _name(raster)}, reporter)
+        if job.polygons:
+            count = vectorize(target, confidence, {c.value: c.name for c in classes}, polygons, reporter)
+            reporter.message(f"{count} polygons written.")
+    finally:
+        if not job.confidence:
+            with suppress(OSError):
+                confidence.unlink(missing_ok=True)
+    if share == 0:
+        reporter.warn(f"{_name(raster)} holds no pixel to map: the map is empty.")
+    return {
+        "raster": raster,
+        "class_raster": str(target),
+        "confidence": str(confidence) if job.confidence else None,
+        "polygons": str(polygons) if job.polygons else None,
+        "mapped_share": round(share, 4),
+        "seconds": round(time.monotonic() - start, 2),
+        "classes": [{"value": c.value, "name": c.name, "color": c.color} for c in classes],
+    }
+
+
+def _refuse_overwriting(job: PredictJob, info: RasterInfo, target: Path) -> None:
+    """A raster may be made of other files, such as those behind a VRT."""
+    sources = {_identity(path) for path in info.files} - {None}
+    for path in _written(job, target):
+        if _identity(path) in sources:
+            message = f"The map of {info.path} would overwrite {path}, which it is made of."
+            raise JobError(message, "Choose another output.", "OUTPUT_IS_INPUT")
+
+
+def _write_map(
+    job: PredictJob,
+    runtime: Runtime,
+    info: RasterInfo,
+    target: Path,
+    confidence: Path | None,
+    origin: Mapping[str, str],
+    reporter: Reporter,
+) -> float:
+    """Writes class raster and confidence; returns the part of the raster that was mapped, 0 to 1."""
     clip = _Clip(job.aoi, info, reporter) if job.aoi else None
     mapped = 0
-    with ExitStack() as stack:
-        finish = _finisher(classes)
-        write_class = stack.enter_context(whole_raster(target, finish, **_profile(info, NODATA)))
-        write_confidence = (
-            stack.enter_context(whole_raster(confidence, _overviews, **_profile(info, CONFIDENCE_NODATA)))
-            if confidence
-            else None
-        )
-        rows = _RowBuffer(write_class, write_confidence, width)
+    with class_raster(target, confidence, info, runtime.manifest.classes, origin) as rows:
         for strip in map_raster(runtime, info, job.bands, reporter, clip.touches if clip else None):
             kept = strip.mapped & clip.inside(strip) if clip else strip.mapped
             mapped += int(kept.sum())
             rows.add(strip, kept)
-        rows.flush()
         still_same(info)
-    if mapped == 0:
-        reporter.warn(f"{Path(raster).name} holds no pixel to map: the map is empty.")
-    write_bytes(Path(f"{target}.aux.xml"), _categories(classes))
-    result: dict[str, Any] = {
-        "raster": raster,
-        "class_raster": str(target),
-        "confidence": str(confidence) if job.confidence else None,
-        "polygons": None,
-        "classes": [{"value": c.value, "name": c.name, "color": c.color} for c in classes],
-    }
-    if job.polygons and confidence:
-        result["polygons"] = str(_polygons(target, confidence, classes, reporter))
-        if not job.confidence:
-            confidence.unlink()
-    return result
-
-
-class _RowBuffer:
-    """Gathers strips to whole rows of the file's blocks, so that no block is compressed twice."""
-
-    def __init__(
-        self,
-        write_class: Callable[[np.ndarray, Window], None],
-        write_confidence: Callable[[np.ndarray, Window], None] | None,
-        width: int,
-    ) -> None:
-        self._writers = [w for w in (write_class, write_confidence) if w is not None]
-        self._width = width
-        self._row = 0
-        self._rows: list[np.ndarray] = []
-
-    def add(self, strip: Strip, mapped: np.ndarray) -> None:
-        """Turns probabilities (K, h, W) into class values and percents, and writes the blocks that are complete."""
-        best = strip.probabilities.argmax(0)
-        sure = np.take_along_axis(strip.probabilities, best[None], 0)[0]
-        values = np.where(mapped, best + 1, NODATA).astype(np.uint8)
-        percent = np.where(mapped, np.rint(sure * 100), CONFIDENCE_NODATA).astype(np.uint8)
-        self._rows.append(np.stack([values, percent][: len(self._writers)]))
-        ready = sum(part.shape[1] for part in self._rows) // _BLOCK_PX * _BLOCK_PX
-        if ready:
-            self._write(ready)
-
-    def flush(self) -> None:
-        """Writes what is left."""
-        rest = sum(part.shape[1] for part in self._rows)
-        if rest:
-            self._write(rest)
-
-    def _write(self, count: int) -> None:
-        rows = np.concatenate(self._rows, 1)
-        for writer, array in zip(self._writers, rows[:, :count], strict=True):
-            writer(array, Window(0, self._row, self._width, count))
-        self._row += count
-        self._rows = [rows[:, count:]]
+    return mapped / (info.height * info.width)
 
 
 class _Clip:
     """The area of interest on one raster."""
 
     def __init__(self, aoi: str, info: RasterInfo, reporter: Reporter) -> None:
-        (self._shapes,) = read_area(aoi, [info], reporter)
+        try:
+            (self._shapes,) = read_area(aoi, [info], reporter)
+        except LabelError as error:
+            if error.code != "LABELS_OUTSIDE":
+                raise
+            message = f"{_name(info.path)} lies outside the area of interest {aoi}."
+            raise JobError(message, "Choose another area, or leave this raster out.", "AREA_OUTSIDE") from error
 
     def touches(self, window: Window) -> bool:
         """Whether any pixel centre of the window lies inside."""
@@ -174,68 +318,3 @@ class _Clip:
         for _, where, mask in self._shapes.masks(Window(0, strip.row, width, height)):
             inside[where] |= mask
         return inside
-
-
-def _profile(info: RasterInfo, nodata: int) -> dict[str, Any]:
-    height, width = info.geobox.shape
-    return {
-        "driver": "GTiff",
-        "dtype": "uint8",
-        "count": 1,
-        "height": height,
-        "width": width,
-        "crs": info.crs,
-        "transform": info.geobox.affine,
-        "nodata": nodata,
-        "tiled": True,
-        "blockxsize": _BLOCK_PX,
-        "blockysize": _BLOCK_PX,
-        "compress": "deflate",
-        "BIGTIFF": "IF_SAFER",
-    }
-
-
-def _finisher(classes: Sequence[ClassInfo]) -> Callable[[Path], None]:
-    """Adds colours, class names and overviews to a closed class raster."""
-
-    def finish(part: Path) -> None:
-        with rasterio.open(part, "r+") as raster:
-            raster.write_colormap(1, {0: (0, 0, 0, 0), **{c.value: _rgba(c.color) for c in classes}})
-            raster.colorinterp = [ColorInterp.palette]
-            names = {str(c.value): c.name for c in classes}
-            raster.update_tags(1, CLASSES=json.dumps(names, ensure_ascii=False))
-        _overviews(part, Resampling.mode)
-
-    return finish
-
-
-def _overviews(part: Path, resampling: Resampling = Resampling.average) -> None:
-    with rasterio.open(part, "r+") as raster:
-        factors = [2**n for n in range(1, 12) if max(raster.shape) / 2**n >= _BLOCK_PX / 2]
-        if factors:
-            raster.build_overviews(factors, resampling)
-
-
-def _rgba(color: str) -> tuple[int, int, int, int]:
-    red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
-    return red, green, blue, 255
-
-
-def _categories(classes: Sequence[ClassInfo]) -> bytes:
-    """GDAL's sidecar with the category names, which a GeoTIFF itself cannot hold."""
-    names = {c.value: c.name for c in classes}
-    rows = "".join(
-        f"      <Category>{html.escape(names.get(value, 'nodata' if value == 0 else ''))}</Category>\n"
-        for value in range(max(names) + 1)
-    )
-    return (
-        '<PAMDataset>\n  <PAMRasterBand band="1">\n    <CategoryNames>\n'
-        f"{rows}    </CategoryNames>\n  </PAMRasterBand>\n</PAMDataset>\n"
-    ).encode()
-
-
-def _polygons(target: Path, confidence: Path, classes: Sequence[ClassInfo], reporter: Reporter) -> Path:
-    out = target.with_name(f"{target.stem}_polygons.gpkg")
-    count = vectorize(target, confidence, {c.value: c.name for c in classes}, out, reporter)
-    reporter.message(f"{count} polygons written.")
-    return out

@@ -16,6 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from geopeft import __version__
+from geopeft.checkpoint import Checkpoint, checkpoint_path
 from geopeft.data.bands import Band, select_bands
 from geopeft.data.normalize import assume_radiometry
 from geopeft.data.raster import band_statistics, describe
@@ -60,10 +61,10 @@ def run(job: PretrainJob, reporter: Reporter) -> dict[str, Any]:
     )  # fmt: skip
     found = [_teacher(job, name, scenes, backbone, device, reporter) for name in _teachers(job, started_from)]
     teachers = [teacher for teacher in found if teacher is not None]
-    checkpoint = out.with_name(out.name + ".resume")
     task = Task(student, teachers, SceneReader([scene for scene, _ in scenes], job.seed), reporter, job.seed)
     identity = _identity(job, [scene for scene, _ in scenes])
-    trainer = Pretrainer(task, reporter, seed=job.seed, identity=identity, checkpoint=checkpoint)
+    checkpoint = Checkpoint(checkpoint_path(out), "pretrain", identity)
+    trainer = Pretrainer(task, reporter, seed=job.seed, checkpoint=checkpoint)
     if trainer.resume():
         reporter.message(f"Goes on from step {trainer.progress['step']} of the run that was stopped.")
     elif not trainer.validates:
@@ -72,7 +73,7 @@ def run(job: PretrainJob, reporter: Reporter) -> dict[str, Any]:
     recipe = _recipe(job, base, started_from, [scene for scene, _ in scenes])
     figures = {k: v for k, v in trainer.progress.items() if k != "values"} | {"peak_memory_mb": peak_memory_mb()}
     _write(out, _plain_state(job, card, scenes, backbone, adapter, spec), card, base, recipe | {"training": figures})
-    checkpoint.unlink(missing_ok=True)
+    checkpoint.remove()
     outputs: dict[str, Any] = {"backbone": str(out), "figures": figures}
     if job.json_file:
         write_bytes(Path(job.json_file), json.dumps(recipe | {"training": figures}, indent=1).encode())

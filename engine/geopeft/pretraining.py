@@ -6,24 +6,20 @@ that was never stopped.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from geopeft.errors import Canceled, JobError
+from geopeft.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
+from geopeft.errors import Canceled
 from geopeft.events import Reporter
 from geopeft.pretext import Task
 from geopeft.training import put, standing_in
-from geopeft.writing import whole_file
 
 SCENES_A_STEP = 3
 # Full tuning at a higher rate loses more of what the start knows than a little imagery can give back: at 5e-5 and 3e-4
@@ -40,7 +36,6 @@ EVALUATIONS = 30
 PATIENCE = 10
 MOST_VALIDATION_SCENES, CHIPS_TO_VALIDATE = 24, 3
 CHECKPOINT_S = 120.0
-_CHECKPOINT_FORMAT = "geopeft-pretrain-checkpoint 1"
 
 
 class Pretrainer:
@@ -49,13 +44,12 @@ class Pretrainer:
     Args:
         task: draws batches and tells their losses.
         seed: of everything random.
-        identity: what the run is, for its checkpoint: one of another run is refused.
-        checkpoint: where it is kept.
+        checkpoint: where the run is kept; one of another run is refused.
     """
 
-    def __init__(self, task: Task, reporter: Reporter, *, seed: int, identity: str, checkpoint: Path) -> None:
+    def __init__(self, task: Task, reporter: Reporter, *, seed: int, checkpoint: Checkpoint) -> None:
         self._task, self._reporter = task, reporter
-        self._seed, self._identity, self._checkpoint = seed, identity, checkpoint
+        self._seed, self._checkpoint = seed, checkpoint
         self._rates = (BACKBONE_RATES[task.student.adapter], NEW_RATE, HEAD_RATE)
         backbone = task.student.backbone
         named = [(name.split(".")[0], p) for name, p in backbone.named_parameters() if p.requires_grad]
@@ -82,27 +76,19 @@ class Pretrainer:
 
     def resume(self) -> bool:
         """Goes on from the checkpoint where there is one; JobError where it is of another job or broken."""
-        if not self._checkpoint.exists():
+        found = self._checkpoint.read()
+        if found is None:
             return False
-        progress, tensors = read_checkpoint(self._checkpoint, self._identity)
-        self._progress = progress
+        self._progress, tensors = found
         with torch.no_grad():
             for name, value in self._trained().items():
                 value.copy_(tensors[f"model.{name}"])
             for name, value in self._task.heads.state_dict().items():
                 value.copy_(tensors[f"heads.{name}"])
         self._average = {n: tensors[f"average.{n}"].to(v.device) for n, v in self._trained().items()}
-        if progress["best_step"]:
+        if self._progress["best_step"]:
             self._best = {n: tensors[f"best.{n}"].to(v.device) for n, v in self._trained().items()}
-        state = self._optimizer.state_dict()
-        count = sum(len(group["params"]) for group in state["param_groups"])
-        parts = ("step", "exp_avg", "exp_avg_sq")
-        state["state"] = {
-            i: {part: tensors[f"optimizer.{i}.{part}"] for part in parts}
-            for i in range(count)
-            if f"optimizer.{i}.step" in tensors
-        }
-        self._optimizer.load_state_dict(state)
+        restore_optimizer(self._optimizer, tensors)
         return True
 
     def train(self, steps: int, budget_s: float = math.inf) -> None:
@@ -115,7 +101,7 @@ class Pretrainer:
                 values = self._step(step, max((step - 1) / steps, clock.seconds() / budget_s))
                 self._progress |= {"step": step, "seconds": clock.seconds(), "values": values}
                 self._reporter.progress("pretrain", step, steps, budget_s - clock.seconds())
-                if clock.checkpoint_due():
+                if self._checkpoint.due(CHECKPOINT_S):
                     self._save()
         except Canceled:
             if self._progress["step"]:
@@ -194,23 +180,18 @@ class Pretrainer:
         tensors |= {f"average.{n}": v for n, v in self._average.items()}
         tensors |= {f"best.{n}": v for n, v in self._best.items()}
         tensors |= {f"heads.{n}": v for n, v in self._task.heads.state_dict().items()}
-        for index, state in self._optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{part}": value for part, value in state.items()}
-        plain = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
-        note = {"format": _CHECKPOINT_FORMAT, "identity": self._identity, "progress": json.dumps(self._progress)}
-        with whole_file(self._checkpoint) as part:
-            save_file(plain, part, note)
+        self._checkpoint.save(self._progress, tensors | optimizer_tensors(self._optimizer))
 
 
 class _Clock:
-    """When to evaluate, to save and to stop: by steps, or by time where there is a budget of it.
+    """When to evaluate and to stop: by steps, or by time where there is a budget of it.
 
     Args:
         before_s: seconds of earlier runs.
     """
 
     def __init__(self, before_s: float, steps: int, budget_s: float) -> None:
-        self._start = self._saved = time.monotonic()
+        self._start = time.monotonic()
         self._before, self._steps, self._budget = before_s, steps, budget_s
         self._last_evaluation = before_s
         self._cost_s = 0.0
@@ -229,31 +210,6 @@ class _Clock:
 
     def evaluated(self, cost_s: float) -> None:
         self._cost_s, self._last_evaluation = cost_s, self.seconds()
-
-    def checkpoint_due(self) -> bool:
-        if time.monotonic() - self._saved < CHECKPOINT_S:
-            return False
-        self._saved = time.monotonic()
-        return True
-
-
-def read_checkpoint(path: Path, identity: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Progress and tensors of a checkpoint; JobError unless it is one of this run."""
-    try:
-        with safe_open(path, "pt") as stream:
-            note = stream.metadata() or {}
-            if note.get("format") == _CHECKPOINT_FORMAT and note.get("identity") == identity:
-                names: list[str] = stream.keys()
-                return json.loads(note["progress"]), {name: stream.get_tensor(name) for name in names}
-    except (SafetensorError, OSError, ValueError) as error:
-        raise JobError(
-            f"The checkpoint {path} cannot be read.", "Delete it to start anew.", "CHECKPOINT_BROKEN"
-        ) from error
-    raise JobError(
-        f"The checkpoint {path} belongs to another job: other rasters, another backbone or other settings.",
-        "Run that job again to finish it, delete the file to start anew, or write to another file.",
-        "CHECKPOINT_OTHER_JOB",
-    )
 
 
 def _schedule(done: float) -> float:

@@ -1,4 +1,7 @@
-"""The training loop: steps, averaged weights, validation on held-out places, early stop, the best weights kept."""
+"""The training loop: steps, averaged weights, validation on held-out places, early stop, the best weights kept.
+
+A run that goes on from a checkpoint ends with the same weights as one that was never interrupted.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,15 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
+from geopeft.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
 from geopeft.data.chips import Chip, ChipSampler
+from geopeft.errors import Canceled, OutputError
 from geopeft.events import Reporter
 from geopeft.models import SegmentationModel
 from geopeft.objective import balanced_cross_entropy, confusion, figures
@@ -35,8 +41,52 @@ ALONE_SHARE = 0.3
 # After validation the held-out labels teach too, for this part of the steps that proved best and at a falling rate.
 FINISH_SHARE = 0.25
 FINISH_RATE = 0.4
+CHECKPOINT_S = 15.0
 
 ValidationChips = Sequence[tuple[Chip, tuple[int, int, int]]]
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast to go, as parts of what a training from nothing needs.
+
+    Args:
+        steps: of the number of steps.
+        alone: part of the steps in which decoder and head learn alone.
+        rate: of the learning rates.
+    """
+
+    steps: float = 1.0
+    alone: float = ALONE_SHARE
+    rate: float = 1.0
+
+
+@dataclass
+class Progress:
+    """How far a training is; plain values, so that a checkpoint can hold it.
+
+    Args:
+        phase: fit, then finish.
+        step: steps done in this phase.
+        judged: the last step whose weights were validated, -1 for none.
+        best_step: step of the best weights, and best_loss their validation loss, None where that decides nothing.
+        trained: steps of the first phase, once it is over.
+        loss: of the last step.
+        seconds: of training, over all runs.
+        curve: step and figures of each validation.
+        random: state of the sampler's random numbers.
+    """
+
+    phase: str = "fit"
+    step: int = 0
+    judged: int = -1
+    best_step: int = 0
+    best_loss: float | None = None
+    trained: int = 0
+    loss: float = math.nan
+    seconds: float = 0.0
+    curve: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    random: dict[str, Any] = field(default_factory=dict)
 
 
 class Trainer:
@@ -46,8 +96,10 @@ class Trainer:
         model: on its device.
         sampler: draws the training chips.
         validation: chips of the held-out places; empty where too few labels are there to hold any out.
-        reporter: gets progress, and loss and mIoU as metrics.
+        reporter: gets progress, and loss and mIoU as metrics; a stop ends the training with the best weights so far.
         trusts_validation: the best weights are those with the lowest validation loss; else the last, averaged ones.
+        pace: None: that of a training from nothing.
+        checkpoint: where the run is kept from time to time, and when it is canceled.
     """
 
     def __init__(
@@ -57,9 +109,13 @@ class Trainer:
         validation: ValidationChips,
         reporter: Reporter,
         trusts_validation: bool = True,
+        *,
+        pace: Pace | None = None,
+        checkpoint: Checkpoint | None = None,
     ) -> None:
         self.model, self._sampler, self._validation, self._reporter = model, sampler, validation, reporter
         self._trusts = trusts_validation
+        self._pace, self._checkpoint = pace or Pace(alone=ALONE_SHARE), checkpoint
         self._device = next(model.parameters()).device
         # Convolutions and the norms over channels both read the channels of a pixel side by side.
         model.to(memory_format=torch.channels_last)
@@ -70,8 +126,27 @@ class Trainer:
         self._adapter = [p for p in model.backbone.parameters() if p.requires_grad]
         self._average = {name: tensor.clone() for name, tensor in self._trained().items()}
         self._best: dict[str, torch.Tensor] | None = None
-        self._best_loss = math.inf
-        self.best_step = 0
+        self._at = Progress()
+        self._restored: dict[str, torch.Tensor] | None = None
+        self._begun = time.monotonic()
+        self._total: int | None = None
+
+    @property
+    def best_step(self) -> int:
+        """The step of the weights that are kept."""
+        return self._at.best_step
+
+    def resume(self) -> Progress | None:
+        """Goes on from the checkpoint where there is one, and says how far it was; JobError where it is of another
+        run or broken."""
+        found = self._checkpoint.read() if self._checkpoint is not None else None
+        if found is None:
+            return None
+        self._at, self._restored = Progress(**found[0]), found[1]
+        self._begun -= self._at.seconds
+        if any(name.startswith("best.") for name in self._restored):
+            self._best = {n: torch.empty_like(v).copy_(self._restored[f"best.{n}"]) for n, v in self._average.items()}
+        return self._at
 
     def train(self, steps: int, finishing: int = 0, deadline: float = math.inf) -> int:
         """At most `steps` steps, not past `deadline` (time.monotonic()); leaves the best weights in the model.
@@ -82,29 +157,26 @@ class Trainer:
         Returns:
             The number of steps done.
         """
-        optimizer = self._optimizer()
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warm_then_cosine(step, steps))
-        alone = round(ALONE_SHARE * steps) if self.model.spec.adapter == "lora" else 0
-        self._validate(0, math.nan)
-        for step in range(1, steps + 1):
-            self._let_adapter_learn(step > alone)
-            loss = self._step(optimizer)
-            schedule.step()
-            self._update_average(min(AVERAGING, step / (step + 9)))
-            self._reporter.progress("fit", step, steps + finishing, deadline - time.monotonic())
-            late = time.monotonic() > deadline
-            if step % EVALUATE_EVERY == 0 or step == steps or late:
-                self._validate(step, loss)
-            if late:
-                self._reporter.message(f"Stopped after {step} steps: the time budget is used up.")
-                break
-            if self._best is not None and step - max(self.best_step, alone) >= PATIENCE * EVALUATE_EVERY:
-                self._reporter.message(f"Stopped after {step} steps: nothing was gained since step {self.best_step}.")
-                break
+        at, self._total = self._at, steps + finishing
+        for step, values in at.curve:
+            self._reporter.metric("fit", step, values, self._total)
+        if at.phase == "fit":
+            alone = round(self._pace.alone * steps) if self.model.spec.adapter == "lora" else 0
+            optimizer = self._begin()
+            with self._kept_on_cancel(optimizer):
+                while not self._over(steps, deadline, alone):
+                    self._let_adapter_learn(at.step >= alone)
+                    self._one_step(optimizer, _warm_then_cosine(at.step, steps))
+                    self._update_average(min(AVERAGING, at.step / (at.step + 9)))
+                    self._reporter.progress("fit", at.step, self._total, deadline - time.monotonic())
+                    self._save_if_due(optimizer)
+            at.trained = at.step
         self._let_adapter_learn(True)
-        put(self._best or self._average, self._trained())
+        if self._best is None:
+            self._best = {name: tensor.clone() for name, tensor in self._average.items()}
+        put(self._best, self._trained())
         self.model.eval()
-        return step
+        return at.trained
 
     def finish(self, sampler: ChipSampler, steps: int, done: int, deadline: float = math.inf) -> None:
         """The last steps, on all labels: what was held out has told all it can and may teach now.
@@ -113,20 +185,104 @@ class Trainer:
             sampler: draws from all labelled places.
             steps, done: how many to do, and how many were done before.
         """
-        self._sampler = sampler
-        optimizer = self._optimizer()
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: FINISH_RATE * (1 - step / max(steps, 1)))
-        for name, tensor in self._trained().items():
-            self._average[name].copy_(tensor)
-        for step in range(1, steps + 1):
-            self._step(optimizer)
-            schedule.step()
-            self._update_average(AVERAGING)
-            self._reporter.progress("fit", done + step, done + steps, deadline - time.monotonic())
-            if time.monotonic() > deadline:
-                break
-        put(self._average, self._trained())
+        self._sampler, at = sampler, self._at
+        if at.phase != "finish":
+            at.phase, at.step = "finish", 0
+            for name, tensor in self._trained().items():
+                self._average[name].copy_(tensor)
+        optimizer = self._begin()
+        with self._kept_on_cancel(optimizer):
+            while at.step < steps and not self._reporter.stop_requested():
+                self._one_step(optimizer, FINISH_RATE * (1 - at.step / steps))
+                self._update_average(AVERAGING)
+                self._reporter.progress("fit", done + at.step, done + steps, deadline - time.monotonic())
+                self._save_if_due(optimizer)
+                if time.monotonic() > deadline:
+                    break
+        # Half the way back from a falling rate would be worse than not to have set out.
+        stopped = self._best is not None and at.step < steps and self._reporter.stop_requested()
+        put(self._best if stopped and self._best else self._average, self._trained())
+        at.phase = "finished"
         self.model.eval()
+
+    def _begin(self) -> torch.optim.Optimizer:
+        """The optimizer of a phase, with the state of everything where a checkpoint was taken in it."""
+        optimizer = torch.optim.AdamW(self._parameter_groups(), weight_decay=WEIGHT_DECAY)
+        if self._restored is not None:
+            found, self._restored = self._restored, None
+            put({n: found[f"model.{n}"] for n in self._average}, self._trained())
+            put({n: found[f"average.{n}"] for n in self._average}, self._average)
+            for name, counter in self._counters().items():
+                counter.copy_(found[f"counter.{name}"])
+            restore_optimizer(optimizer, found)
+            self._sampler.random_state = self._at.random
+            torch.set_rng_state(found["random.cpu"])
+            if "random.cuda" in found and self._device.type == "cuda":
+                torch.cuda.set_rng_state(found["random.cuda"], self._device)
+            self._reporter.can_stop = True
+        return optimizer
+
+    def _over(self, steps: int, deadline: float, alone: int) -> bool:
+        """Validates where it is due after the last step, and says whether that was the last one."""
+        at = self._at
+        late = at.step > 0 and time.monotonic() > deadline
+        if (at.step % EVALUATE_EVERY == 0 or at.step >= steps or late) and at.judged != at.step and not self._stopped():
+            self._validate()
+        if self._stopped():
+            if self._best is None:
+                at.best_step = at.step
+            self._reporter.message(
+                f"Stopped after {at.step} steps, as you asked: the best weights, of step {at.best_step}, are kept."
+            )
+        elif late:
+            self._reporter.message(f"Stopped after {at.step} steps: the time budget is used up.")
+        elif self._best is not None and at.step - max(at.best_step, alone) >= PATIENCE * EVALUATE_EVERY:
+            self._reporter.message(f"Stopped after {at.step} steps: nothing was gained since step {at.best_step}.")
+        else:
+            return at.step >= steps
+        return True
+
+    def _stopped(self) -> bool:
+        return self._at.step > 0 and self._reporter.stop_requested()
+
+    def _one_step(self, optimizer: torch.optim.Optimizer, factor: float) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = group["rate"] * factor
+        self._at.loss = self._step(optimizer)
+        self._at.step += 1
+        self._reporter.can_stop = True
+
+    @contextlib.contextmanager
+    def _kept_on_cancel(self, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+        try:
+            yield
+        except Canceled:
+            if self._at.step:
+                self._save(optimizer)
+            raise
+
+    def _save_if_due(self, optimizer: torch.optim.Optimizer) -> None:
+        if self._checkpoint is not None and self._checkpoint.due(CHECKPOINT_S):
+            self._save(optimizer)
+
+    def _save(self, optimizer: torch.optim.Optimizer) -> None:
+        """Writes the checkpoint. A training does not fail because there is no room for one."""
+        if self._checkpoint is None:
+            return
+        self._at.seconds, self._at.random = time.monotonic() - self._begun, self._sampler.random_state
+        tensors = {f"model.{n}": v for n, v in self._trained().items()}
+        tensors |= {f"average.{n}": v for n, v in self._average.items()}
+        tensors |= {f"best.{n}": v for n, v in (self._best or {}).items()}
+        tensors |= {f"counter.{n}": v for n, v in self._counters().items()}
+        tensors |= optimizer_tensors(optimizer) | {"random.cpu": torch.get_rng_state()}
+        if self._device.type == "cuda":
+            tensors["random.cuda"] = torch.cuda.get_rng_state(self._device)
+        try:
+            self._checkpoint.save(asdict(self._at), tensors)
+        except OutputError as error:
+            self._checkpoint = None
+            with contextlib.suppress(Canceled):
+                self._reporter.warn(f"{error.message} The training goes on, but could not be resumed if it were ended.")
 
     def held_out(self) -> Iterator[tuple[Chip, tuple[int, int, int], np.ndarray]]:
         """The validation chips with their places and the model's logits (K, h, w)."""
@@ -157,9 +313,6 @@ class Trainer:
         weights = 1 / np.sqrt(np.maximum(counts[: self.model.spec.num_classes], 1))
         return torch.from_numpy((weights / weights.mean()).astype(np.float32)).to(self._device)
 
-    def _optimizer(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self._parameter_groups(), weight_decay=WEIGHT_DECAY)
-
     def _let_adapter_learn(self, learns: bool) -> None:
         for parameter in self._adapter:
             parameter.requires_grad_(learns)
@@ -169,28 +322,38 @@ class Trainer:
         probe = list(self.model.probe.parameters()) if self.model.probe is not None else []
         rest = [*self.model.decoder.parameters(), *self.model.head.parameters()]
         groups = ((rest, DECODER_LEARNING_RATE), (self._adapter, rate), (probe, PROBE_LEARNING_RATE))
-        return [{"params": parameters, "lr": own_rate} for parameters, own_rate in groups if parameters]
+        return [{"params": parameters, "rate": own * self._pace.rate} for parameters, own in groups if parameters]
 
-    def _validate(self, step: int, loss: float) -> None:
-        values = {"loss": loss} if math.isfinite(loss) else {}
+    def _validate(self) -> None:
+        """Scores the averaged weights, keeps them where they are the best so far, and tells the figures."""
+        at = self._at
+        values = {"loss": at.loss} if math.isfinite(at.loss) else {}
         if self._validation:
             with standing_in(self._average, self._trained()):
-                validation_loss, matrices = self._score()
+                found = self._score()
+            if found is None:
+                return
+            validation_loss, matrices = found
             scores = figures([sum(matrices[1:], matrices[0])], [""] * self.model.spec.num_classes)
             values |= {"validation_loss": validation_loss, "miou": scores["miou"]["value"] or 0.0}
-            if self._trusts and validation_loss < self._best_loss:
-                self._best_loss, self.best_step = validation_loss, step
+            if self._trusts and (at.best_loss is None or validation_loss < at.best_loss):
+                at.best_loss, at.best_step = validation_loss, at.step
                 self._best = {name: tensor.clone() for name, tensor in self._average.items()}
         if self._best is None:
-            self.best_step = step
+            at.best_step = at.step
+        at.judged = at.step
         if values:
-            self._reporter.metric("fit", step, values)
+            at.curve.append((at.step, values))
+            self._reporter.metric("fit", at.step, values, self._total)
 
-    def _score(self) -> tuple[float, list[np.ndarray]]:
-        """Mean of the classes' mean losses, and one confusion matrix for each validation chip."""
+    def _score(self) -> tuple[float, list[np.ndarray]] | None:
+        """Mean of the classes' mean losses, and one confusion matrix for each validation chip; None where a stop came
+        in between."""
         classes = self.model.spec.num_classes
         sums, counts, matrices = np.zeros(classes), np.zeros(classes), []
         for chip, _, logits in self.held_out():
+            if self._stopped():
+                return None
             log = logits - logits.max(0)
             log -= np.log(np.exp(log).sum(0))
             rows, cols = np.nonzero(chip.class_ids < 255)
@@ -214,6 +377,12 @@ class Trainer:
             buffers = self.model.backbone.named_buffers()
             trained |= {f"buffer {name}": tensor for name, tensor in buffers if tensor.is_floating_point()}
         return trained
+
+    def _counters(self) -> dict[str, torch.Tensor]:
+        """What else changes: how many batches the backbone's statistics have seen."""
+        if self.model.adapter is None or not self.model.adapter.trains_statistics:
+            return {}
+        return {n: tensor for n, tensor in self.model.backbone.named_buffers() if not tensor.is_floating_point()}
 
     def _update_average(self, keep: float) -> None:
         for name, tensor in self._trained().items():

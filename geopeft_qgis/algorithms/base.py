@@ -43,9 +43,11 @@ PATHS = frozenset(("model", "out", "onnx", "json_file", "weights_dir"))
 class EngineAlgorithm(QgsProcessingAlgorithm):
     """An algorithm whose work is one job of the engine.
 
+    TITLE, HELP and TAGS are literals, so that they can be translated.
+
     A subclass says what layers become which files (`inputs`, in the main thread), what the other parameters mean
     (`choices`), and what Processing gets back (`results`). A feedback object with a method `metric(event)` is told
-    the engine's figures as they come.
+    the engine's figures as they come, and one with `is_stopping()` can end a training early.
     """
 
     JOB = ""
@@ -103,7 +105,14 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
         for note in self._notes:
             feedback.pushInfo(note)
         try:
-            outputs = run(self._command, job, self._folder, Listener(feedback, self.STAGE_ENDS), feedback.isCanceled)
+            outputs = run(
+                self._command,
+                job,
+                self._folder,
+                Listener(feedback, self.STAGE_ENDS),
+                feedback.isCanceled,
+                stop=getattr(feedback, "is_stopping", None),
+            )
         except EngineCanceled:
             return {}
         except (EngineError, OSError) as error:
@@ -120,7 +129,7 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
     def _rasters(self, parameters: dict[str, Any], name: str, context: QgsProcessingContext) -> list[str]:
         layers = self.parameterAsLayerList(parameters, name, context)
         if not layers:
-            raise LayerError("No raster is chosen, or it cannot be read. Choose a raster layer or file.")
+            raise LayerError(self.tr("No raster is chosen, or it cannot be read. Choose a raster layer or file."))
         return [raster_path(layer) for layer in layers]
 
     def _label_fields(self, parameters: dict[str, Any], context: QgsProcessingContext, folder: Path) -> dict[str, Any]:
@@ -129,11 +138,12 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
             class_field = self._class_field(parameters, context)
             labels = self._snapshot(parameters, "LABELS", context, class_field, folder / "labels.gpkg")
             if labels.without_class:
-                self._notes.append(f"{labels.without_class} label(s) without a class are left out.")
+                text = self.tr("Labels without a class, which are left out: {count}")
+                self._notes.append(text.format(count=labels.without_class))
             return {"labels": labels.spec, "class_field": labels.class_field, "classes": labels.classes}
         layer = self.parameterAsRasterLayer(parameters, "LABEL_RASTER", context)
         if layer is None:
-            raise LayerError("No labels are chosen. Choose a label layer, or a label raster.")
+            raise LayerError(self.tr("No labels are chosen. Choose a label layer, or a label raster."))
         return {"labels": raster_path(layer), "classes": raster_label_classes(layer)}
 
     def _class_field(self, parameters: dict[str, Any], context: QgsProcessingContext) -> str:
@@ -148,16 +158,16 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
         names = [name for name in names if name.lower() not in ("fid", "id", "ogc_fid")]
         if len(names) == 1:
             return names[0]
-        raise LayerError(
-            f"The class field is not chosen. Choose one of the labels' fields: {', '.join(names) or 'none'}."
-        )
+        text = self.tr("The class field is not chosen. Choose one of the labels' fields: {names}.")
+        raise LayerError(text.format(names=", ".join(names) or self.tr("none")))
 
     def _snapshot(
         self, parameters: dict[str, Any], name: str, context: QgsProcessingContext, class_field: str, path: Path
     ) -> LabelFile:
         source = self.parameterAsSource(parameters, name, context)
         if source is None:
-            raise LayerError(f"The vector layer of {name} cannot be read. Choose another layer or file.")
+            text = self.tr("The vector layer of {name} cannot be read. Choose another layer or file.")
+            raise LayerError(text.format(name=name))
         layer = self._styled_layer(parameters, name, context)
         return write_labels(source, layer, class_field, path)
 
@@ -229,11 +239,15 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
         kind = QgsProcessingParameterNumber.Type.Integer
         self.add_advanced(QgsProcessingParameterNumber(name, title, kind, default, minValue=0, maxValue=maximum))
 
-    def add_figures(self) -> None:
-        """A JSON file with the figures."""
+    def add_figures(self, by_default: bool = False) -> None:
+        """A JSON file with the figures.
+
+        Args:
+            by_default: whether a dialog proposes to write it.
+        """
         self.addParameter(
             QgsProcessingParameterFileDestination(
-                "FIGURES", self.tr("Figures"), self.tr("JSON (*.json)"), optional=True, createByDefault=False
+                "FIGURES", self.tr("Figures"), self.tr("JSON (*.json)"), optional=True, createByDefault=by_default
             )
         )
 

@@ -15,7 +15,21 @@ from qgis.core import (
 
 from .base import EngineAlgorithm, figure
 
-NUMBERS = (("MIOU", "miou"), ("OVERALL_ACCURACY", "overall_accuracy"), ("F1", "f1_macro"))
+# Output -> the figure's name and part in the engine's report.
+NUMBERS = {
+    "MIOU": ("miou", "value"),
+    "MIOU_LOW": ("miou", "low"),
+    "MIOU_HIGH": ("miou", "high"),
+    "OVERALL_ACCURACY": ("overall_accuracy", "value"),
+    "F1": ("f1_macro", "value"),
+}
+NUMBER_TITLES = {
+    "MIOU": "mIoU",
+    "MIOU_LOW": "mIoU, lower end of the 95 % interval",
+    "MIOU_HIGH": "mIoU, upper end of the 95 % interval",
+    "OVERALL_ACCURACY": "Overall accuracy",
+    "F1": "F1, mean of the classes",
+}
 
 
 class EvaluateAlgorithm(EngineAlgorithm):
@@ -42,9 +56,9 @@ class EvaluateAlgorithm(EngineAlgorithm):
         self.add_text("BANDS", self.tr("Bands, by name or number, with commas"), advanced=True)
         self.add_line_width()
         self.add_device()
-        self.add_figures()
-        for name, key in NUMBERS:
-            self.addOutput(QgsProcessingOutputNumber(name, key))
+        self.add_figures(by_default=True)
+        for name in NUMBERS:
+            self.addOutput(QgsProcessingOutputNumber(name, self.tr(NUMBER_TITLES[name])))
 
     def inputs(self, parameters: dict[str, Any], context: QgsProcessingContext, folder: Path) -> dict[str, Any]:
         """Rasters, labels and the area, as files."""
@@ -74,5 +88,5 @@ class EvaluateAlgorithm(EngineAlgorithm):
         context: QgsProcessingContext,
     ) -> dict[str, Any]:
         """The figures as a file and as numbers."""
-        numbers = {name: figure(outputs, key, "value") for name, key in NUMBERS}
+        numbers = {name: figure(outputs, key, part) for name, (key, part) in NUMBERS.items()}
         return {"FIGURES": job["json_file"] or None, **numbers}

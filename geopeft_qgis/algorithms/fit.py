@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from qgis.core import (
     QgsProcessing,
     QgsProcessingContext,
     QgsProcessingOutputNumber,
+    QgsProcessingParameterBoolean,
     QgsProcessingParameterFeatureSource,
+    QgsProcessingParameterFile,
     QgsProcessingParameterFileDestination,
     QgsProcessingParameterNumber,
 )
@@ -45,12 +48,17 @@ class FitAlgorithm(EngineAlgorithm):
         "<b>Labels</b> are polygons, lines or points with their class in a text or integer field, or a raster of class "
         "numbers. Edits that are not saved yet count. Only labelled pixels teach; where everything without a label is "
         "one more class (buildings, for example), give that class a name in 'Background class'.\n\n"
-        "<b>Backbone</b>: auto chooses by bands and pixel size. Known names: "
-        + ", ".join(BACKBONES[1:])
-        + ", any vision "
-        "transformer or CNN that timm knows, and files made by 'Adapt a backbone to your imagery'.\n\n"
-        "Part of the labels is held out to measure the accuracy; mIoU comes with its 95 % interval."
+        "<b>Backbone</b>: auto chooses by bands and pixel size. Known names: {backbones}, any vision transformer or "
+        "CNN that timm knows, and files made by 'Adapt a backbone to your imagery'.\n\n"
+        "Part of the labels is held out to measure the accuracy; mIoU comes with its 95 % interval.\n\n"
+        "<b>Canceling</b> ends the training without a model. What was learned is kept beside the model's file, in "
+        "NAME.geopeft.resume: the same training with the same file goes on from there, also after a crash, and ends as "
+        "if it had never been interrupted.\n\n"
+        "<b>Start from a model</b>: after drawing more labels, a training that starts from the last model is shorter. "
+        "Classes can be added. Places that taught that model are not used to measure the accuracy."
     )
+
+    HELP_NAMES: Mapping[str, str] = {"backbones": ", ".join(BACKBONES[1:])}
 
     def initAlgorithm(self, configuration: Any = None) -> None:  # noqa: N802
         """Declares parameters and outputs."""
@@ -70,6 +78,12 @@ class FitAlgorithm(EngineAlgorithm):
         self.add_advanced(QgsProcessingParameterFeatureSource("AREA", area_title, polygons, optional=True))
         held_out = self.tr("Validation labels, instead of a part of the labels")
         self.add_advanced(QgsProcessingParameterFeatureSource("VALIDATION_LABELS", held_out, any_shape, optional=True))
+        start = self.tr("Start from a model of an earlier training")
+        self.add_advanced(
+            QgsProcessingParameterFile("START_MODEL", start, fileFilter=self.tr(MODEL_FILTER), optional=True)
+        )
+        go_on = self.tr("Go on with this training where it was interrupted")
+        self.add_advanced(QgsProcessingParameterBoolean("RESUME", go_on, True))
         self.add_choice("ADAPTER", self.tr("Adapter"), ADAPTERS, ADAPTERS[0])
         self.add_choice("DECODER", self.tr("Decoder"), DECODERS, DECODERS[0])
         self.add_text("BANDS", self.tr("Bands, by name or number, with commas"), advanced=True)
@@ -110,6 +124,8 @@ class FitAlgorithm(EngineAlgorithm):
         return {
             "out": self.parameterAsFileOutput(parameters, "MODEL", context),
             "json_file": self.parameterAsFileOutput(parameters, "FIGURES", context),
+            "start": _absolute(self.parameterAsFile(parameters, "START_MODEL", context)),
+            "resume": self.parameterAsBool(parameters, "RESUME", context),
             "backbone": self.parameterAsString(parameters, "BACKBONE", context).strip() or "auto",
             "adapter": self.parameterAsEnumString(parameters, "ADAPTER", context),
             "decoder": self.parameterAsEnumString(parameters, "DECODER", context),
@@ -132,6 +148,11 @@ class FitAlgorithm(EngineAlgorithm):
         """The package, the figures, and the accuracy as numbers."""
         numbers = {f"MIOU{suffix}": figure(outputs, "miou", part) for suffix, part in _INTERVAL}
         return {"MODEL": job["out"], "FIGURES": job["json_file"] or None, **numbers}
+
+
+def _absolute(path: str) -> str:
+    """The engine runs in a folder of its own, where a relative path would mean something else."""
+    return os.path.abspath(path) if path else ""
 
 
 _INTERVAL = (("", "value"), ("_LOW", "low"), ("_HIGH", "high"))

@@ -13,6 +13,7 @@ STAGES = {
     "labels": "Reading labels:",
     "label raster": "Reading labels:",
     "fit": "Training: step",
+    "pretrain": "Training: step",
     "predict": "Mapping:",
     "evaluate": "Evaluating:",
     "vectorize": "Drawing polygons:",
@@ -43,7 +44,8 @@ class Listener:
         elif kind == "metric":
             self._metric(event)
         elif kind == "started":
-            self._feedback.pushInfo(f"Engine {event.get('engine', '')}, device {event.get('device', '')}")
+            text = _tr("Engine {version}, device {device}")
+            self._feedback.pushInfo(text.format(version=event.get("engine", ""), device=event.get("device", "")))
 
     def _progress(self, event: Mapping[str, Any]) -> None:
         stage, current, total = str(event.get("stage", "")), event.get("current") or 0, event.get("total") or 0
@@ -54,8 +56,11 @@ class Listener:
             share = max(0.0, self._ends[stage] - self._stage_start)
             self._percent = max(self._percent, self._stage_start + share * min(1.0, current / total))
             self._feedback.setProgress(self._percent)
-        done = f" {current} of {total}" if stage != "download" else f" {current / 1e6:.0f} of {total / 1e6:.0f} MB"
-        self._feedback.setProgressText(f"{stage_text(stage)}{done}{', ' if eta else ''}{eta}")
+        if stage == "download":
+            done = _tr("{done:.0f} of {total:.0f} MB").format(done=current / 1e6, total=total / 1e6)
+        else:
+            done = _tr("{done} of {total}").format(done=current, total=total)
+        self._feedback.setProgressText(f"{stage_text(stage)} {done}{', ' if eta else ''}{eta}")
 
     def _message(self, event: Mapping[str, Any]) -> None:
         text = str(event.get("text", ""))
@@ -67,7 +72,9 @@ class Listener:
     def _metric(self, event: Mapping[str, Any]) -> None:
         values = event.get("values") or {}
         figures = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if isinstance(value, (int, float)))
-        self._feedback.pushInfo(f"{event.get('stage', '')} step {event.get('step', '')}: {figures}")
+        text = _tr("{stage} {step}: {figures}")
+        stage = stage_text(str(event.get("stage", "")))
+        self._feedback.pushInfo(text.format(stage=stage, step=event.get("step", ""), figures=figures))
         listen = getattr(self._feedback, "metric", None)
         if listen is not None:
             listen(dict(event))
@@ -75,7 +82,7 @@ class Listener:
 
 def stage_text(stage: str) -> str:
     """A stage's name for people."""
-    return QCoreApplication.translate("GeoPEFT", STAGES.get(stage, stage.replace("_", " ").capitalize() + ":"))
+    return _tr(STAGES[stage]) if stage in STAGES else stage.replace("_", " ").capitalize() + ":"
 
 
 def eta_text(seconds: Any) -> str:
@@ -83,5 +90,9 @@ def eta_text(seconds: Any) -> str:
     if not isinstance(seconds, (int, float)) or seconds < 0:
         return ""
     if seconds < 90:
-        return f"about {max(1, round(seconds))} s left"
-    return f"about {round(seconds / 60)} min left"
+        return _tr("about {seconds} s left").format(seconds=max(1, round(seconds)))
+    return _tr("about {minutes} min left").format(minutes=round(seconds / 60))
+
+
+def _tr(text: str) -> str:
+    return QCoreApplication.translate("GeoPEFT", text)

@@ -6,34 +6,45 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Optional
 
-from qgis.core import QgsMapLayerProxyModel, QgsProcessingFeatureSourceDefinition, QgsProject
-from qgis.gui import QgsFieldComboBox, QgsFileWidget, QgsMapLayerComboBox
+from qgis.core import (
+    QgsMapLayerProxyModel,
+    QgsProcessingFeatureSourceDefinition,
+    QgsProject,
+    QgsRasterLayer,
+    QgsVectorLayer,
+)
+from qgis.gui import QgsCollapsibleGroupBox, QgsFileWidget, QgsMapLayerComboBox
 from qgis.PyQt.QtCore import pyqtSignal
-from qgis.PyQt.QtWidgets import QCheckBox, QComboBox, QFormLayout, QLineEdit, QSpinBox, QWidget
+from qgis.PyQt.QtWidgets import QComboBox, QFormLayout, QHBoxLayout, QLabel, QLineEdit, QSpinBox, QVBoxLayout, QWidget
 
 from .. import settings
 from ..algorithms.fit import BACKBONES
+from ..label_layer import free_path
 from ..layers import LayerError, raster_path
+from .label_panel import LabelPanel
 from .runs import TrainingRequest
-
-CLASS_FIELD_NAMES = ("class", "klasse", "label", "category")
 
 
 class TrainingForm(QWidget):
-    """Raster, labels, class field, model; `changed` when it may have become complete or incomplete."""
+    """Raster, labels, model.
+
+    Signals: `changed` when it may have become complete or incomplete, or other layers are used; `edited` when the
+    labels were changed.
+
+    Args:
+        iface: QGIS's window, for the map and the message bar; None in tests.
+    """
 
     changed = pyqtSignal()
+    edited = pyqtSignal()
 
-    def __init__(self, parent: Optional[QWidget] = None) -> None:
+    def __init__(self, iface: Any = None, parent: Optional[QWidget] = None) -> None:
         super().__init__(parent)
         self._suggested_model = ""
         self._typed_model: Optional[Path] = None
         self.raster_box = QgsMapLayerComboBox()
         self.raster_box.setFilters(QgsMapLayerProxyModel.Filter.RasterLayer)
-        self.label_box = QgsMapLayerComboBox()
-        self.label_box.setFilters(QgsMapLayerProxyModel.Filter.HasGeometry)
-        self.selected_box = QCheckBox(self.tr("Selected labels only"))
-        self.field_box = QgsFieldComboBox()
+        self.labels = LabelPanel(iface)
         self.backbone_box = QComboBox()
         self.backbone_box.setEditable(True)
         self.backbone_box.addItems(BACKBONES)
@@ -55,20 +66,41 @@ class TrainingForm(QWidget):
         self.model_file.setFilter(self.tr("GeoPEFT model (*.geopeft)"))
         self._arrange()
         self.raster_box.layerChanged.connect(self._raster_changed)
-        self.label_box.layerChanged.connect(self._labels_changed)
-        self.field_box.fieldChanged.connect(lambda _: self.changed.emit())
-        self._labels_changed()
+        self.labels.changed.connect(self.changed)
+        self.labels.edited.connect(self.edited)
+        self.background_edit.textChanged.connect(lambda text: self.labels.set_background(bool(text.strip())))
+        self.background_edit.editingFinished.connect(self.changed)
+        self.labels.set_raster(self.raster())
         self.suggest_model()
+
+    def raster(self) -> Optional[QgsRasterLayer]:
+        """The raster that is to be mapped; None: none is chosen."""
+        return self.raster_box.currentLayer()
+
+    def set_layers(self, raster: QgsRasterLayer, labels: QgsVectorLayer) -> None:
+        """Chooses layers of the project."""
+        self.raster_box.setLayer(raster)
+        self.labels.set_layer(labels)
+
+    def set_below_raster(self, widget: QWidget) -> None:
+        """Puts a row of somebody else's below the choice of the raster."""
+        self._column.insertWidget(1, widget)
+
+    def set_busy(self, busy: bool) -> None:
+        """While a training runs its choices stay as they are; labels can still be drawn, for the next one."""
+        self.raster_box.setEnabled(not busy)
+        self.labels.choice.setEnabled(not busy)
+        self.advanced.setEnabled(not busy)
+
+    def end(self) -> None:
+        """Lets canvas and layers go; for when the plugin goes away."""
+        self.labels.end()
 
     def missing(self) -> str:
         """What the user has to do before training is possible; empty when nothing is missing."""
-        if self.raster_box.currentLayer() is None:
+        if self.raster() is None:
             return self.tr("Add a raster to the project.")
-        if self.label_box.currentLayer() is None:
-            return self.tr("Add a layer with labels: a few polygons of each class, with a field for the class.")
-        if not self.field_box.currentField():
-            return self.tr("Choose the field with the class.")
-        return ""
+        return self.labels.missing()
 
     def suggest_model(self, after: Optional[Path] = None) -> None:
         """A name for the model that is not taken yet, unless the user typed one.
@@ -87,78 +119,88 @@ class TrainingForm(QWidget):
         self.model_file.setToolTip(self._suggested_model)
 
     def _default_model(self) -> Path:
-        layer = self.raster_box.currentLayer()
+        layer = self.raster()
         name = "".join(c if c.isalnum() or c in "-_" else "_" for c in layer.name()) if layer else "model"
         home = QgsProject.instance().homePath()
         folder = Path(home) if home else settings.models_folder()
         return folder / f"{name}-{datetime.now():%Y-%m-%d}.geopeft"
 
-    def request(self) -> TrainingRequest:
-        """What is chosen; LayerError where it cannot be used."""
+    def model(self) -> Path:
+        """The model package that a training would write."""
+        path = Path(self.model_file.filePath().strip() or self._suggested_model)
+        return path if path.suffix == ".geopeft" else path.with_name(path.name + ".geopeft")
+
+    def preview_options(self) -> dict[str, Any]:
+        """Fields of the preview job."""
+        return {"line_width_px": self.labels.line_width_px(), "background": self.background_edit.text().strip()}
+
+    def request(self, more: Optional[dict[str, Any]] = None, polygons: bool = False) -> TrainingRequest:
+        """What is chosen; LayerError where it cannot be used.
+
+        Args:
+            more: further parameters of `geopeft:fit`.
+            polygons: whether the map is wanted as polygons too.
+        """
         self.suggest_model()
-        model = Path(self.model_file.filePath().strip())
-        model = model if model.suffix == ".geopeft" else model.with_name(model.name + ".geopeft")
+        model = self.model()
         try:
             model.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             text = self.tr("The folder {folder} cannot be made ({reason}). Choose another one for the model.")
             raise LayerError(text.format(folder=model.parent, reason=error.strerror)) from error
         # Paths and ids: a layer may leave the project while the engine works.
-        raster = raster_path(self.raster_box.currentLayer())
-        labels = self.label_box.currentLayer().id()
+        raster = raster_path(self.raster())
+        labels = self.labels.layer()
+        if labels is None:
+            raise LayerError(self.missing())
+        self.labels.adopt_style()
         fit: dict[str, Any] = {
             "RASTERS": [raster],
-            "LABELS": QgsProcessingFeatureSourceDefinition(labels, self.selected_box.isChecked()),
-            "CLASS_FIELD": self.field_box.currentField(),
+            "LABELS": QgsProcessingFeatureSourceDefinition(labels.id(), self.labels.selected_only()),
+            "CLASS_FIELD": self.labels.class_field(),
+            "LINE_WIDTH": self.labels.line_width_px(),
             "BACKBONE": self.backbone_box.currentText().strip() or "auto",
             "BACKGROUND": self.background_edit.text().strip(),
             "MAX_MINUTES": self.minutes_box.value(),
             "DEVICE": settings.device(),
             "MODEL": str(model),
+            **(more or {}),
         }
-        return TrainingRequest(fit, raster, model, free_path(model.with_name(f"{model.stem}_map.tif")))
+        return TrainingRequest(fit, raster, model, free_path(model.with_name(f"{model.stem}_map.tif")), polygons)
 
     def _arrange(self) -> None:
-        for box in (self.raster_box, self.label_box, self.field_box, self.backbone_box):
+        for box in (self.raster_box, self.backbone_box):
             # Long names must not make the dock wider than its place.
             box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
             box.setMinimumContentsLength(8)
-        form = QFormLayout(self)
-        form.setContentsMargins(0, 0, 0, 0)
+        raster_row = QHBoxLayout()
+        title = QLabel(self.tr("Raster"))
+        for label in (title, self.labels.choice.title_label):
+            label.setMinimumWidth(max(title.sizeHint().width(), self.labels.choice.title_label.sizeHint().width()))
+        raster_row.addWidget(title)
+        raster_row.addWidget(self.raster_box, 1)
+        self.advanced = QgsCollapsibleGroupBox(self.tr("Advanced"))
+        self.advanced.setObjectName("GeopeftAdvanced")
+        form = QFormLayout(self.advanced)
         form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
         form.setRowWrapPolicy(QFormLayout.RowWrapPolicy.DontWrapRows)
+        form.addRow(self.labels.selected_box)
         for title, widget in (
-            (self.tr("Raster"), self.raster_box),
-            (self.tr("Labels"), self.label_box),
-            ("", self.selected_box),
-            (self.tr("Class field"), self.field_box),
             (self.tr("Model type"), self.backbone_box),
             (self.tr("Background"), self.background_edit),
             (self.tr("Time limit"), self.minutes_box),
             (self.tr("Save model as"), self.model_file),
         ):
             form.addRow(title, widget)
+        self.advanced.setCollapsed(True)
+        self._column = column = QVBoxLayout(self)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.addLayout(raster_row)
+        column.addWidget(self.labels)
+        column.addWidget(self.advanced)
 
     def _raster_changed(self) -> None:
         self._typed_model = None
+        self.labels.set_raster(self.raster())
         self.suggest_model()
         self.changed.emit()
-
-    def _labels_changed(self) -> None:
-        layer = self.label_box.currentLayer()
-        self.field_box.setLayer(layer)
-        if layer is not None:
-            names = [field.name() for field in layer.fields()]
-            texts = [field.name() for field in layer.fields() if field.typeName().lower() in ("string", "text")]
-            likely = [name for name in names if name.lower() in CLASS_FIELD_NAMES]
-            self.field_box.setField((likely or texts or names or [""])[0])
-        self.changed.emit()
-
-
-def free_path(path: Path) -> Path:
-    """The path, or one with a number where it is taken."""
-    number, free = 2, path
-    while free.exists():
-        free = path.with_name(f"{path.stem}-{number}{path.suffix}")
-        number += 1
-    return free

@@ -12,20 +12,30 @@ from qgis.core import (
     QgsProcessingContext,
     QgsProcessingFeedback,
     QgsProject,
-    QgsTask,
 )
 from qgis.PyQt.QtCore import QObject, pyqtSignal
+
+from .. import last_models
+from ..model_package import PackageError, read_manifest, summary
 
 END_WAIT_MS = 9000
 
 
 class TrainingRequest(NamedTuple):
-    """What one press of the button asks for."""
+    """What one press of the button asks for.
+
+    Args:
+        fit: parameters of `geopeft:fit`.
+        raster: what is mapped.
+        model, map_file: files to write.
+        polygons: the map as polygons too.
+    """
 
     fit: dict[str, Any]
     raster: str
     model: Path
     map_file: Path
+    polygons: bool = False
 
 
 class RunFeedback(QgsProcessingFeedback):
@@ -38,6 +48,15 @@ class RunFeedback(QgsProcessingFeedback):
     def __init__(self) -> None:
         super().__init__(False)
         self.error = ""
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Asks a training to end early with the best model so far."""
+        self._stopping = True
+
+    def is_stopping(self) -> bool:
+        """Asked by the algorithms, from their thread."""
+        return self._stopping
 
     def metric(self, event: dict[str, Any]) -> None:
         """Called by the algorithms with each figure."""
@@ -101,6 +120,10 @@ class AlgorithmRun(QObject):
         """Asks the run to end."""
         self.feedback.cancel()
 
+    def stop(self) -> None:
+        """Asks a training to end early with the best model so far; other runs end without a result."""
+        self.feedback.stop()
+
     def end(self) -> None:
         """Ends the run and waits for it; for when the plugin goes away."""
         self.cancel()
@@ -111,13 +134,16 @@ class AlgorithmRun(QObject):
 
     def _executed(self, ok: bool, results: dict[str, Any]) -> None:
         self._task = None
-        canceled = self.feedback.isCanceled()
+        # A training that is stopped before it has anything to keep ends without results, which is a cancel.
+        canceled = self.feedback.isCanceled() or (ok and not results)
         error = "" if ok or canceled else self.feedback.error or self.tr("The job failed without saying why.")
         self.ended.emit(results, error, canceled)
 
 
 class TrainAndMap(QObject):
     """Trains a model and maps the raster with it, one algorithm after the other.
+
+    Labels are read when it starts, and rasters are known by their files: what becomes of the layers does no harm.
 
     Signals: `progressed` percent of the whole, `stepped` text with the time left, `measured` metric events, `said`
     level and text, `trained` the fit's results, and one of `finished` (fit's and predict's results), `failed`
@@ -140,14 +166,27 @@ class TrainAndMap(QObject):
         self._request = request
         self._fit_results: dict[str, Any] = {}
         self._run: Optional[AlgorithmRun] = None
+        self._stage = ""
 
     @property
     def has_model(self) -> bool:
         """True once the training has written its model."""
         return bool(self._fit_results)
 
+    @property
+    def is_training(self) -> bool:
+        """True while there is something that `stop` could end early."""
+        return self._stage == "fit" and self._run is not None
+
+    def stop(self) -> None:
+        """Ends the training early and goes on to the map with the best model so far. Before the first step of the
+        training there is none: it is canceled then. The map itself is not stopped by this."""
+        if self.is_training and self._run is not None:
+            self._run.stop()
+
     def start(self) -> None:
         """Starts with the training."""
+        self._stage = "fit"
         self._start("geopeft:fit", self._request.fit, 0.0, self.FIT_SHARE, self._fit_ended)
 
     def cancel(self) -> None:
@@ -174,21 +213,34 @@ class TrainAndMap(QObject):
     def _fit_ended(self, results: dict[str, Any], error: str, canceled: bool) -> None:
         if self._stopped(error, canceled):
             return
+        self._stage = "predict"
         self._fit_results = results
+        self._remember_model()
         self.trained.emit(results)
+        map_file = self._request.map_file
         parameters = {
             "MODEL": str(self._request.model),
             "RASTER": self._request.raster,
-            "OUTPUT": str(self._request.map_file),
-            "CONFIDENCE": str(self._request.map_file.with_name(f"{self._request.map_file.stem}_confidence.tif")),
+            "OUTPUT": str(map_file),
+            "CONFIDENCE": str(map_file.with_name(f"{map_file.stem}_confidence.tif")),
             "DEVICE": self._request.fit["DEVICE"],
         }
+        if self._request.polygons:
+            parameters["POLYGONS"] = str(map_file.with_name(f"{map_file.stem}_polygons.gpkg"))
         self._start("geopeft:predict", parameters, self.FIT_SHARE, 1 - self.FIT_SHARE, self._predict_ended)
 
     def _predict_ended(self, results: dict[str, Any], error: str, canceled: bool) -> None:
         if not self._stopped(error, canceled):
             self._run = None
-            self.finished.emit(self._fit_results, results)
+            self.finished.emit(self._fit_results, {**results, "RASTER": self._request.raster})
+
+    def _remember_model(self) -> None:
+        """For a training that starts from this one."""
+        try:
+            classes = [entry.name for entry in summary(read_manifest(self._request.model)).classes]
+        except PackageError:
+            return
+        last_models.remember(QgsProject.instance(), self._request.raster, self._request.model, classes)
 
     def _stopped(self, error: str, canceled: bool) -> bool:
         if canceled or error:
@@ -197,38 +249,10 @@ class TrainAndMap(QObject):
         return bool(canceled or error)
 
 
-class SetupTask(QgsTask):
-    """Sets up the engine's environment."""
-
-    said = pyqtSignal(str)
-    ended = pyqtSignal(str)
-
-    def __init__(self) -> None:
-        super().__init__("GeoPEFT: setting up the engine", QgsTask.Flag.CanCancel)
-        self._error = ""
-
-    def run(self) -> bool:
-        """In a thread of its own."""
-        from .. import engine_install
-
-        try:
-            engine_install.ensure(engine_install.engine_source(), self.said.emit, self.isCanceled)
-        except engine_install.InstallCanceled:
-            return False
-        except engine_install.InstallError as error:
-            self._error = f"{error.message} {error.hint}".strip()
-        except Exception as error:  # an exception must never leave a task
-            self._error = f"The engine could not be set up ({type(error).__name__}: {error})."
-        return not self._error
-
-    def finished(self, result: bool) -> None:
-        """In the main thread."""
-        self.ended.emit("" if result else self._error or self.tr("Setting up the engine was canceled."))
-
-
 def as_engine_outputs(predict_results: dict[str, Any]) -> dict[str, Any]:
-    """The results of `geopeft:predict` in the form in which the engine gives them."""
+    """The results of `geopeft:predict`, or what `TrainAndMap` finished with, as the engine gives them."""
     entry = {
+        "raster": predict_results.get("RASTER"),
         "class_raster": predict_results["OUTPUT"],
         "confidence": predict_results.get("CONFIDENCE"),
         "polygons": predict_results.get("POLYGONS"),

@@ -3,14 +3,17 @@
     build.py bench speed [--runs N]
 
 The scene is a Sentinel-2 patch of the shared data, mirrored to 1000 x 1000 px. The first map is the classical part
-alone: its features, its fit on the pixels of 20 places, and its map of every pixel.
+alone: its features, its fit on the pixels of 20 places, and its map of every pixel. The previews are those of a worker
+process: the first one with its start, then one after each further polygon.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -24,6 +27,7 @@ import rasterio
 import shapely
 import torch
 from geopeft.classical import Classical
+from geopeft.events import TERMINAL
 from geopeft.forest import Pixels, fit_classical
 from geopeft.models.spec import InputBand
 from geopeft.models.texture import Texture, describe_texture
@@ -44,12 +48,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         scene, labels, values = make_scene(shared / "data" / "terramind_s2_lulc" / "train_433D_629L", Path(folder))
         fits = [fit_seconds(scene, labels, shared, Path(folder)) for _ in range(options.runs)]
+        previews = [preview_seconds(scene, labels, Path(folder)) for _ in range(options.runs)]
     first = [first_map_seconds(values) for _ in range(options.runs)]
     names = ("texture features", "fit of trees and linear model", "their map of every pixel")
     print(f"{torch.get_num_threads()} threads, medians of {options.runs} runs")
     print(f"default fit, 10 bands, {SIDE_PX} x {SIDE_PX} px, {POLYGONS} polygons: {statistics.median(fits):.0f} s")
     for name, seconds in zip(names, zip(*first, strict=True), strict=True):
         print(f"first map, {name}: {statistics.median(seconds):.2f} s")
+    names = ("worker ready after", "first preview after (start included)", "preview after a further polygon")
+    *seconds_of, memory = zip(*previews, strict=True)
+    for name, seconds in zip(names, seconds_of, strict=True):
+        print(f"{name}: {statistics.median(seconds):.2f} s")
+    print(f"memory of the worker: {statistics.median(memory):.0f} MiB")
     return 0
 
 
@@ -93,6 +103,45 @@ def fit_seconds(scene: Path, labels: Path, shared: Path, folder: Path) -> float:
     seconds = time.monotonic() - start
     print(json.dumps({"fit s": round(seconds, 1)}), flush=True)
     return seconds
+
+
+def preview_seconds(scene: Path, labels: Path, folder: Path) -> tuple[float, float, float, float]:
+    """Seconds until the worker is ready, until its first preview, of a preview after a polygon was added; its MiB."""
+    from geopeft.data.raster import describe
+
+    _, _, shapes, (classes,) = pyogrio.raw.read(labels, layer="labels", columns=["class"])
+    crs = describe(str(scene)).crs.to_wkt()
+    start, later = time.monotonic(), []
+    command = [sys.executable, "-m", "geopeft", "worker"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as worker:
+        assert worker.stdin is not None and worker.stdout is not None
+        worker.stdout.readline()
+        ready = time.monotonic() - start
+        for count in range(len(shapes) - 5, len(shapes) + 1):
+            drawn, asked = folder / f"drawn-{count}.gpkg", time.monotonic()
+            pyogrio.raw.write(drawn, shapes[:count], [classes[:count]], ["class"], layer="labels", driver="GPKG",
+                              geometry_type="Polygon", crs=crs)  # fmt: skip
+            job = {"job": "preview", "raster": str(scene), "labels": str(drawn), "out": str(folder / "preview.tif")}
+            (folder / "job.json").write_text(json.dumps(job))
+            worker.stdin.write(f"{folder / 'job.json'}\n".encode())
+            worker.stdin.flush()
+            while (event := json.loads(worker.stdout.readline()))["event"] not in TERMINAL:
+                pass
+            if event["event"] != "completed":
+                raise _sets.EngineFailed(str(event))
+            later.append(time.monotonic() - asked)
+            if len(later) == 1:
+                first = time.monotonic() - start
+        memory = _memory_mb(worker.pid)
+        worker.stdin.close()
+    return ready, first, statistics.median(later[1:]), memory
+
+
+def _memory_mb(pid: int) -> float:
+    """Resident memory of a process, NaN where the system does not tell."""
+    status = Path(f"/proc/{pid}/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS")), math.nan)
 
 
 def first_map_seconds(values: np.ndarray) -> tuple[float, float, float]:

@@ -89,6 +89,7 @@ CHECKS = {
     "enum": _rule(lambda v, wanted: v in wanted),
     "pattern": _rule(lambda v, wanted: re.search(wanted, v)),
     "minItems": _rule(lambda v, wanted: len(v) >= wanted),
+    "maxItems": _rule(lambda v, wanted: len(v) <= wanted),
     "minimum": _rule(lambda v, wanted: v >= wanted),
     "maximum": _rule(lambda v, wanted: v <= wanted),
     "exclusiveMinimum": _rule(lambda v, wanted: v > wanted),
@@ -175,6 +176,27 @@ def test_predict(job, raster_layer, label_layer, model, tmp_path, wants_all):  #
     assert (made["confidence"], made["polygons"], "aoi" in made) == (wants_all, wants_all, wants_all)
 
 
+@pytest.mark.parametrize("wants_all", [False, True])
+def test_predict_many(job, raster_layer, label_layer, model, tmp_path, wants_all):  # noqa: F811
+    parameters = {"MODEL": model, "RASTERS": [raster_layer], "OUTPUT": str(tmp_path / "maps")}
+    if wants_all:
+        more = tmp_path / "more"
+        more.mkdir()
+        (more / "b.tif").touch()
+        parameters.update(
+            FILES=[raster_layer.source(), "https://host/c.tif"], FOLDER=str(more), CONFIDENCE=True, POLYGONS="true",
+            AOI=label_layer, BANDS="red,4", DEVICE="cuda",
+        )  # fmt: skip
+    made = job("predictmany", parameters)
+    assert list(faults(made, SCHEMA)) == []
+    assert (made["job"], made["out"]) == ("predict", str(tmp_path / "maps"))
+    assert (made["confidence"], made["polygons"], "aoi" in made) == (wants_all, wants_all, wants_all)
+    rasters = [raster_layer.source()]
+    assert made["rasters"] == (
+        [*rasters, "/vsicurl/https://host/c.tif", str(tmp_path / "more" / "b.tif")] if wants_all else rasters
+    )
+
+
 def test_evaluate(job, raster_layer, label_layer, model, tmp_path):  # noqa: F811
     parameters = {"MODEL": model, "RASTERS": [raster_layer], "LABELS": label_layer, "FIGURES": "TEMPORARY_OUTPUT"}
     made = job("evaluate", parameters)
@@ -197,6 +219,23 @@ def test_pretrain(job, raster_layer, tmp_path, wants_all):  # noqa: F811
     )
     assert made["teacher"] == (["galileo_nano", "resnet18"] if wants_all else [])
     assert (made["steps"], made["max_minutes"]) == ((30, 1.5) if wants_all else (2000, 30.0))
+
+
+@pytest.mark.parametrize("wants_all", [False, True])
+def test_preview(raster_layer, label_layer, tmp_path, wants_all):  # noqa: F811
+    from geopeft_qgis.gui.preview import OPTIONS, preview_job
+    from geopeft_qgis.layers import write_labels
+
+    labels = write_labels(label_layer, label_layer, "class", tmp_path / "labels.gpkg")
+    options = {"background": "other", "area": labels.spec, "bands": ["red", "4"], "radiometry": "display8",
+               "line_width_px": 2.5, "max_pixels": 50_000}  # fmt: skip
+    assert set(options) == set(OPTIONS)
+    extent = raster_layer.extent()
+    made = preview_job(raster_layer.source(), labels, extent, tmp_path / "map.tif", options if wants_all else {})
+    made = json.loads(json.dumps(made, allow_nan=False))
+    assert list(faults(made, SCHEMA)) == []
+    assert made["extent"] == [500000, 5399600, 500600, 5400000]
+    assert [c["name"] for c in made["classes"]] == ["Forest", "Water", "Built Up"]
 
 
 def test_export(job, model, tmp_path):

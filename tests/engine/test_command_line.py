@@ -152,11 +152,89 @@ def test_the_schema_refuses_fields_it_does_not_know() -> None:
 
 
 def test_the_worker_runs_one_job_after_another(tmp_path: Path) -> None:
-    first, second = tmp_path / "1", tmp_path / "2"
+    first, second = tmp_path / "1", tmp_path / "2 ü"
     for folder in (first, second):
         folder.mkdir()
         write_job(folder, job="probe")
-    lines = f"{first / 'job.json'}\n{second / 'job.json'}\n"
+    lines = f"{first / 'job.json'}\n\n{second / 'job.json'}\n"
     done = engine("worker", input=lines)
-    assert [e["event"] for e in events_of(done.stdout)] == ["ready", *["started", "completed"] * 2]
+    events = events_of(done.stdout)
+    assert [e["event"] for e in events] == ["ready", *["started", "completed"] * 2]
+    assert [e.get("job") for e in events] == [None, *[str(first / "job.json")] * 2, *[str(second / "job.json")] * 2]
     assert done.returncode == 0
+    assert f"== {first / 'job.json'}\n" in done.stderr
+
+
+def test_a_job_that_fails_does_not_end_the_worker(tmp_path: Path) -> None:
+    texts = {
+        "json": "{",
+        "deep": "[" * 100_000,
+        "kind": '{"job": "fly"}',
+        "binary": "\x00\x01",
+        "missing": '{"job": "inspect", "model": "nowhere.geopeft"}',
+        "bug": '{"job": "preview", "raster": "\\u0000", "labels": "l", "out": "map.tif"}',
+    }
+    files = []
+    for name, text in texts.items():
+        (tmp_path / name).mkdir()
+        files.append(tmp_path / name / "job.json")
+        files[-1].write_text(text)
+    files += [tmp_path, Path("/nowhere/job.json"), Path("job\x01.json")]
+    last = tmp_path / "last"
+    last.mkdir()
+    files.append(write_job(last, job="probe"))
+    done = engine("worker", input="".join(f"{path}\n" for path in files))
+    ends = [e for e in events_of(done.stdout) if e["event"] in ("failed", "completed")]
+    assert [(e["job"], e["event"]) for e in ends] == [
+        *((str(path), "failed") for path in files[:-1]),
+        (str(files[-1]), "completed"),
+    ]
+    assert all(e["hint"] for e in ends[:-1])
+    assert done.returncode == 0
+
+
+def start_worker(folder: Path) -> subprocess.Popen[str]:
+    """A worker that is ready."""
+    pipe = subprocess.PIPE
+    with (folder / "engine.log").open("w") as log:
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "geopeft", "worker"],
+            stdin=pipe, stdout=pipe, stderr=log, text=True, start_new_session=True,
+        )  # fmt: skip
+    assert worker.stdout is not None
+    assert json.loads(worker.stdout.readline())["event"] == "ready"
+    return worker
+
+
+def test_the_worker_ends_with_its_input(tmp_path: Path) -> None:
+    worker = start_worker(tmp_path)
+    assert worker.stdin is not None and worker.stdout is not None
+    worker.stdin.close()
+    assert worker.wait(5) == 0
+    worker.stdout.close()
+
+
+def test_a_worker_that_nobody_listens_to_ends(tmp_path: Path) -> None:
+    worker = start_worker(tmp_path)
+    assert worker.stdin is not None and worker.stdout is not None
+    worker.stdout.close()
+    worker.stdin.write(f"{write_job(tmp_path, job='probe')}\n")
+    worker.stdin.flush()
+    assert worker.wait(10) == 3
+    worker.stdin.close()
+    assert "Traceback" not in (tmp_path / "engine.log").read_text()
+
+
+def test_a_cancel_file_stops_a_job_of_the_worker_only(tmp_path: Path) -> None:
+    worker = start_worker(tmp_path)
+    assert worker.stdin is not None and worker.stdout is not None
+    path = write_job(tmp_path, job="preview", raster="r.tif", labels="l", out=str(tmp_path / "map.tif"))
+    (tmp_path / "cancel").touch()
+    other = tmp_path / "other"
+    other.mkdir()
+    worker.stdin.write(f"{path}\n{write_job(other, job='probe')}\n")
+    worker.stdin.close()
+    events = events_of(worker.stdout.read())
+    assert [e["event"] for e in events] == ["started", "canceled", "started", "completed"]
+    assert worker.wait(5) == 0
+    worker.stdout.close()

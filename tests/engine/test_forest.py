@@ -7,7 +7,7 @@ import torch
 from geopeft.classical import Classical
 from geopeft.data.chips import Chip, Site
 from geopeft.errors import PackageError
-from geopeft.forest import Pixels, _squares, fit_classical, fit_probe, gather_pixels
+from geopeft.forest import Pixels, _folds, _squares, fit_classical, fit_probe, gather_pixels, linear_share
 from geopeft.models import build
 from geopeft.models.spec import InputBand, ModelSpec
 from geopeft.models.texture import Texture, describe_texture
@@ -35,7 +35,7 @@ def shapes() -> np.ndarray:
     return np.random.default_rng(1).normal(0, 2, (2, 2, 24, 20)).astype(np.float32)
 
 
-def test_the_graph_gives_the_mean_of_trees_and_linear_model() -> None:
+def test_the_graph_gives_the_blend_of_trees_and_linear_model() -> None:
     from sklearn.ensemble import ExtraTreesClassifier
     from sklearn.linear_model import LogisticRegression
 
@@ -49,7 +49,9 @@ def test_the_graph_gives_the_mean_of_trees_and_linear_model() -> None:
     spread = np.sqrt(np.average((bands - mean) ** 2, axis=0, weights=data.weights))
     spread = spread + 0.01 * spread.mean() + 1e-6
     linear = LogisticRegression(max_iter=300).fit((bands - mean) / spread, data.classes, sample_weight=data.weights)
-    expected = (trees.predict_proba(features) + linear.predict_proba((features[:, :2] - mean) / spread)) / 2
+    share, temperature = linear_share(data, 4, 2, seed=3)
+    logits = linear.decision_function((features[:, :2] - mean) / spread) / temperature
+    expected = share * torch.from_numpy(logits).softmax(1).numpy() + (1 - share) * trees.predict_proba(features)
     assert found.shape == (2, 4, 24, 20)
     assert np.abs(np.moveaxis(found, 1, -1).reshape(-1, 4)[:, :3] - expected).max() < 1e-5
     assert found[:, 3].max() < 1e-6, "a class without labelled pixels is never mapped"
@@ -62,6 +64,45 @@ def test_two_classes_are_told_apart_by_both_parts() -> None:
     assert (found.argmax(1) == data.classes).mean() > 0.85
     weights, offsets = fit_probe(data, 2)
     assert ((data.deep @ weights.T + offsets).argmax(1) == data.classes).mean() > 0.8
+
+
+def places(count: int, rule: str) -> Pixels:
+    """So many places of 10 pixels for each of two classes, which a line or a chessboard in the bands tells apart."""
+    rng = np.random.default_rng(0)
+    truth = np.repeat(np.arange(2 * count) % 2, 10)
+    seen = rng.uniform(-1, 1, (len(truth), texture().count)).astype(np.float32)
+    other = np.where(rng.random(len(truth)) < 0.5, -1, 1)
+    sign = 2 * truth - 1
+    seen[:, 0] = (sign if rule == "line" else sign * other) * np.abs(seen[:, 0])
+    seen[:, 1] = (sign if rule == "line" else other) * np.abs(seen[:, 1])
+    return Pixels(seen, seen[:, :0], truth, np.ones(len(truth)), np.arange(len(truth)) // 10)
+
+
+def test_the_better_part_weighs_more_once_many_places_have_shown_it() -> None:
+    assert linear_share(places(100, "line"), 2, 2, 0)[0] > 0.7
+    assert linear_share(places(100, "chessboard"), 2, 2, 0)[0] < 0.3
+    assert 0.2 < linear_share(places(2, "chessboard"), 2, 2, 0)[0] < 0.8, "four places say little"
+    assert linear_share(places(1, "chessboard"), 2, 2, 0)[0] == pytest.approx(0.5), "nothing could be held out"
+
+
+def test_a_place_is_held_out_whole_and_the_only_one_of_a_class_never() -> None:
+    data = places(5, "line")
+    sites = np.where(data.classes == 1, 99, data.sites)
+    found = _folds(Pixels(data.features, data.deep, data.classes, data.weights, sites), np.random.default_rng(0))
+    assert set(found[data.classes == 1]) == {-1}
+    parts = [set(found[sites == site]) for site in np.unique(sites[data.classes == 0])]
+    assert all(len(part) == 1 for part in parts)
+    assert set.union(*parts) == {0, 1, 2}
+
+
+def test_a_single_class_gives_a_model_that_maps_it_everywhere() -> None:
+    data = pixels()
+    alone = data.where(data.classes == 1)
+    found = Classical(texture(), fit_classical(alone, 3, 2, seed=0), 3).of_features(data.features)
+    assert found[:, 1].min() > 0.999
+    weights, offsets = fit_probe(alone, 3)
+    assert not weights.any()
+    assert offsets.argmax() == 1
 
 
 @pytest.mark.parametrize("what", ["operator", "features", "classes", "feature number", "not ONNX"])

@@ -216,7 +216,7 @@ def test_held_out_places_do_not_teach_the_parts_that_are_scored_on_them(
         return fit_classical(pixels, *rest)
 
     monkeypatch.setattr(fit, "fit_classical", noted)
-    hold_out = fit._hold_out
+    hold_out = fit.hold_out
 
     def watched(*arguments: Any) -> fit.HeldOut:
         held = hold_out(*arguments)
@@ -224,7 +224,7 @@ def test_held_out_places_do_not_teach_the_parts_that_are_scored_on_them(
         withheld.append({i for i, s in enumerate(sites) if (s.raster_index, s.group) in set(held.withheld)})
         return held
 
-    monkeypatch.setattr(fit, "_hold_out", watched)
+    monkeypatch.setattr(fit, "hold_out", watched)
     run(fit_job(scene, out=str(tmp_path / "m"), steps=2))
     first, last = seen
     assert withheld[0] and not first & withheld[0], "scored by what it was not taught"
@@ -400,7 +400,7 @@ def test_a_failed_raster_does_not_stop_the_rest_and_names_do_not_collide(scene: 
     outputs = run({"job": "predict", "model": str(scene / "model.geopeft"), "rasters": [str(p) for p in rasters],
                    "out": str(tmp_path / "maps"), "device": "cpu"})  # fmt: skip
     assert len({r["class_raster"] for r in outputs["rasters"]}) == 2
-    assert [f["code"] for f in outputs["failed"]] == ["RASTER_OPEN"]
+    assert [f["code"] for f in outputs["failures"]] == ["RASTER_OPEN"]
 
 
 def test_a_cancel_leaves_nothing(scene: Path, tmp_path: Path) -> None:

@@ -85,6 +85,8 @@ def test_the_better_part_gets_the_larger_share_once_there_are_places_enough() ->
     assert fit_blend(*forecasts(0.6, 0.95, 100), 0.5)[0] < 0.3
     few = fit_blend(*forecasts(1.0, 0.5, 2), 0.3)[0]
     assert 0.3 < few < 0.5, "two places move the share a little only"
+    capped, free = (fit_blend(*forecasts(0.6, 0.95, 400), 0.5, most)[0] for most in (10, np.inf))
+    assert capped > free + 0.1, "many places of one region count no more than they may"
 
 
 def test_an_overconfident_network_is_cooled() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import torch
 from affine import Affine
 from conftest import MakeRaster  # type: ignore[import-not-found]
-from geopeft import pretext, pretrain, pretraining
+from geopeft import checkpoint, pretext, pretrain, pretraining
 from geopeft.errors import Canceled, GeopeftError
 from geopeft.events import Reporter
 from geopeft.job import PretrainJob, parse
@@ -127,6 +128,7 @@ def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(
     run: Callable[..., Any], six: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pretraining, "CHECKPOINT_S", 0.0)
+    monkeypatch.setattr(checkpoint, "MOST_TIME", math.inf)
 
     class Dies(StopsAt):
         def progress(self, stage: str, current: int, total: int, at_most_s: float = 0) -> None:

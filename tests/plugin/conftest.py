@@ -18,3 +18,4 @@ from qgis_session import (  # noqa: F401
     raster_file,
     raster_layer,
 )
+from qgis_window import screen, window  # noqa: F401

@@ -14,13 +14,17 @@ def run(name, parameters, feedback=None, context=None):
     return processing.run(name, parameters, feedback=feedback or Feedback(), context=context)
 
 
-def test_provider_lists_the_five_algorithms(provider):
+def test_provider_lists_the_algorithms(provider):
     assert sorted(a.id() for a in provider.algorithms()) == [
         "geopeft:evaluate",
+        "geopeft:example",
         "geopeft:export",
         "geopeft:fit",
         "geopeft:predict",
+        "geopeft:predictmany",
         "geopeft:pretrain",
+        "geopeft:renderlayer",
+        "geopeft:stack",
     ]
     for algorithm in provider.algorithms():
         assert algorithm.shortHelpString() and algorithm.helpUrl().startswith("https://")

@@ -1,28 +1,26 @@
-"""The dock, offscreen: one press from labels to a styled map, with the fake engine."""
+"""The dock, offscreen: setup or tabs, and where a dropped model goes."""
 
-import time
 from pathlib import Path
 
 import pytest
-from qgis.core import QgsApplication, QgsPalettedRasterRenderer, QgsProcessingUtils
 from qgis.PyQt.QtCore import QCoreApplication, QEvent
 
 
-def wait_until(condition, seconds=30):
-    """Lets Qt work until something is so."""
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        QCoreApplication.processEvents()
-        time.sleep(0.01)
-    assert condition(), "this did not happen in time"
+@pytest.fixture
+def engine(monkeypatch):
+    """A list: with a path in it there is an engine."""
+    from geopeft_qgis import settings
+
+    there = [Path("/usr/bin/python3")]
+    monkeypatch.setattr(settings, "engine_python", lambda: there[0] if there else None)
+    return there
 
 
 @pytest.fixture
-def dock(provider, fake_engine, raster_layer, label_layer, monkeypatch, tmp_path):
+def dock(provider, fake_engine, engine, raster_layer, label_layer, monkeypatch, tmp_path):
     from geopeft_qgis import settings
     from geopeft_qgis.gui.dock import GeopeftDock
 
-    monkeypatch.setattr(settings, "engine_python", lambda: Path("/usr/bin/python3"))
     monkeypatch.setattr(settings, "models_folder", lambda: tmp_path / "models")
     dock = GeopeftDock()
     yield dock
@@ -31,186 +29,32 @@ def dock(provider, fake_engine, raster_layer, label_layer, monkeypatch, tmp_path
     QCoreApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
 
 
-def test_the_obvious_choices_are_made(dock, tmp_path):
-    assert dock.form.raster_box.currentLayer().name() == "scene"
-    assert dock.form.label_box.currentLayer().name() == "labels"
-    assert dock.form.field_box.currentField() == "class"
-    assert dock.form.backbone_box.currentText() == "auto"
-    assert dock.run_button.isEnabled() and dock.run_button.text() == "Train and map"
-    assert Path(dock.form.model_file.filePath()).parent == tmp_path / "models"
+def test_with_an_engine_there_is_no_talk_of_setting_up(dock):
+    assert dock.setup_panel.isHidden()
+    assert dock.train.run_button.isEnabled()
 
 
-def test_one_press_trains_maps_and_styles(dock, project):
-    dock.start()
-    assert not dock.run_button.isEnabled() and not dock.form.isEnabled()
-    wait_until(lambda: dock._training is None)
-    assert dock.result_label.text() == "mIoU 0.74 (0.66–0.80) on held-out labels"
-    assert len(dock.curve.lines("miou")[0].points) == 20
-    assert {line.title for line in dock.curve.lines("loss")} == {"training loss", "validation"}
-    names = [node.name() for node in project.layerTreeRoot().children()]
-    assert names == ["labels", Path(dock._model).stem, "scene"]
-    group = project.layerTreeRoot().children()[1]
-    layers = [node.layer() for node in group.findLayers()]
-    assert isinstance(layers[0].renderer(), QgsPalettedRasterRenderer)
-    assert [c.label for c in layers[0].renderer().classes()] == ["water", "Forêt", "built up"]
-    assert layers[1].renderer().classificationMax() == 100
-    assert Path(layers[0].customProperty("geopeft/model")).is_file()
-    assert "warning: 2 labels are outside the raster." in dock.messages.toPlainText()
-    assert dock.run_button.isEnabled() and not dock.progress.isVisibleTo(dock)
+def test_without_an_engine_labels_can_be_drawn_but_nothing_is_trained(dock, engine):
+    engine.clear()
+    dock.setup_panel.setup.changed.emit()
+    assert not dock.setup_panel.isHidden()
+    assert not dock.train.run_button.isEnabled()
+    assert dock.train.form.isEnabled()
+    dock.train.start()
+    assert not dock.train.busy
+    engine.append(Path("/usr/bin/python3"))
+    dock.setup_panel.setup.changed.emit()
+    assert dock.setup_panel.isHidden() and dock.train.run_button.isEnabled()
 
 
-def test_a_second_run_overwrites_nothing(dock, project):
-    for _ in range(2):
-        dock.start()
-        wait_until(lambda: dock._training is None)
-    assert len(list(Path(dock.form.model_file.filePath()).parent.glob("*.geopeft"))) == 2
-    assert len(project.layerTreeRoot().children()) == 4
+def test_a_warm_engine_is_let_go_before_it_is_replaced(dock):
+    dock.setup_panel.setup.about_to_change.emit()
+    assert not dock.train.run_button.isEnabled()
 
 
-def test_a_name_that_the_user_typed_is_kept_and_numbered(dock, tmp_path):
-    dock.form.model_file.setFilePath(str(tmp_path / "mine"))
-    for _ in range(3):
-        dock.start()
-        wait_until(lambda: dock._training is None)
-    assert sorted(path.name for path in tmp_path.glob("mine*.geopeft")) == [
-        "mine-2.geopeft",
-        "mine-3.geopeft",
-        "mine.geopeft",
-    ]
-
-
-def test_a_failure_is_shown_and_leaves_everything_usable(dock, fake_engine, project):
-    fake_engine("fail")
-    before = set(project.mapLayers())
-    dock.start()
-    wait_until(lambda: dock._training is None)
-    assert dock.result_label.text() == "The raster has no band 'nir'. Name the bands."
-    assert dock.run_button.isEnabled() and set(project.mapLayers()) == before
-
-
-def test_a_map_that_fails_leaves_the_model(dock, fake_engine, project):
-    dock.start()
-    dock._training.trained.connect(lambda _: fake_engine("fail"))
-    wait_until(lambda: dock._training is None)
-    model = dock._model
-    assert model.is_file()
-    assert dock.result_label.text().startswith("The raster has no band 'nir'. Name the bands. The model is kept:")
-    assert Path(dock.form.model_file.filePath()) not in (model, Path())
-
-
-def test_a_raster_that_leaves_the_project_during_training_is_mapped_all_the_same(dock, project, raster_layer):
-    dock.start()
-    project.removeMapLayer(raster_layer.id())
-    wait_until(lambda: dock._training is None)
-    assert [layer.name() for layer in project.mapLayers().values() if layer.name() == "map"]
-
-
-def test_labels_that_cannot_be_used_are_told_at_once(dock):
-    layer = dock.form.label_box.currentLayer()
-    layer.dataProvider().truncate()
-    dock.start()
-    assert dock._training is None
-    assert "no labelled feature" in dock.result_label.text()
-    assert dock.run_button.isEnabled()
-
-
-def test_cancel_ends_a_hanging_engine(dock, fake_engine):
-    fake_engine("hang")
-    dock.start()
-    wait_until(lambda: "Training" in dock.stage_label.text())
-    start = time.monotonic()
-    dock.cancel()
-    wait_until(lambda: dock._training is None)
-    assert time.monotonic() - start < 8
-    assert dock.result_label.text().startswith("Canceled")
-    assert QgsApplication.taskManager().countActiveTasks() == 0
-
-
-def test_closing_the_plugin_waits_for_the_end_of_its_engine(dock, fake_engine):
-    fake_engine("polite")
-    dock.start()
-    wait_until(lambda: "Training" in dock.stage_label.text())
-    folders = Path(QgsProcessingUtils.tempFolder()).glob("geopeft-*/pid")
-    pid = max(folders, key=lambda path: path.stat().st_mtime).read_text()
-    assert Path(f"/proc/{pid}").exists()
-    dock.end()
-    assert not Path(f"/proc/{pid}").exists()
-    wait_until(lambda: QgsApplication.taskManager().countActiveTasks() == 0, 5)
-
-
-def test_the_window_never_blocks_while_the_engine_works(dock, monkeypatch):
-    monkeypatch.setenv("GEOPEFT_FAKE_PAUSE_S", "0.02")
-    dock.start()
-    longest, last = 0.0, time.monotonic()
-    while dock._training is not None:
-        QCoreApplication.processEvents()
-        time.sleep(0.005)
-        longest, last = max(longest, time.monotonic() - last), time.monotonic()
-    assert longest < 1.0
-
-
-def test_without_an_engine_the_button_sets_it_up(dock, monkeypatch):
-    from geopeft_qgis import engine_install, settings
-
-    ready = []
-    monkeypatch.setattr(settings, "engine_python", lambda: ready[0] if ready else None)
-
-    def ensure(source, say, canceled):
-        say("Downloading torch")
-        ready.append(Path("/usr/bin/python3"))
-        return ready[0]
-
-    monkeypatch.setattr(engine_install, "ensure", ensure)
-    dock.refresh()
-    assert dock.run_button.text() == "Set up the engine" and dock.run_button.isEnabled()
-    assert "3 GB" in dock.stage_label.text()
-    dock.start()
-    wait_until(lambda: dock._setup is None)
-    assert dock.run_button.text() == "Train and map"
-    assert "Downloading torch" in dock.messages.toPlainText()
-
-
-def test_a_setup_that_fails_says_what_to_do(dock, monkeypatch):
-    from geopeft_qgis import engine_install, settings
-
-    monkeypatch.setattr(settings, "engine_python", lambda: None)
-
-    def ensure(source, say, canceled):
-        raise engine_install.InstallError("The disk is full.", "Free 8 GB and try again.")
-
-    monkeypatch.setattr(engine_install, "ensure", ensure)
-    dock.refresh()
-    dock.start()
-    wait_until(lambda: dock._setup is None)
-    assert dock.result_label.text() == "The disk is full. Free 8 GB and try again."
-    assert dock.run_button.isEnabled() and dock.run_button.text() == "Set up the engine"
-
-
-def test_the_curve_is_drawn_light_and_dark(dock):
-    from qgis.PyQt.QtGui import QColor, QImage, QPalette
-
-    for step in range(1, 6):
-        dock.curve.add({"step": step * 20, "values": {"loss": 1.5 / step, "miou": 0.15 * step}})
-    dock.curve.resize(320, 220)
-    pictures = []
-    for base, text in (("#ffffff", "#000000"), ("#202020", "#000000")):
-        palette = QPalette()
-        palette.setColor(QPalette.ColorRole.Base, QColor(base))
-        palette.setColor(QPalette.ColorRole.Text, QColor(text))
-        dock.curve.setPalette(palette)
-        picture = QImage(320, 220, QImage.Format.Format_RGB32)
-        dock.curve.render(picture)
-        assert picture.pixelColor(2, 2).name() == base
-        colors = {picture.pixelColor(x, y).name() for x in range(320) for y in range(220)}
-        assert len(colors) > 20
-        ink = max(abs(QColor(name).lightness() - QColor(base).lightness()) for name in colors)
-        assert ink > 120, "the axis would be illegible"
-        pictures.append(picture)
-    assert pictures[0] != pictures[1]
-
-
-@pytest.mark.parametrize(("value", "expected"), [(0.03, 0.05), (0.7, 1), (1.2, 2), (2, 2), (7, 10), (43, 50), (0, 1)])
-def test_the_loss_axis_ends_at_a_round_number(value, expected):
-    from geopeft_qgis.gui.curve import nice_ceiling
-
-    assert nice_ceiling(value) == pytest.approx(expected)
+def test_a_model_that_is_dropped_opens_in_its_tab(dock, tmp_path):
+    dropped = tmp_path / "dropped.geopeft"
+    dropped.write_bytes(b"no zip")
+    assert dock.tabs.currentWidget() is dock.train
+    dock.open_model(str(dropped))
+    assert dock.tabs.currentWidget() is dock.apply

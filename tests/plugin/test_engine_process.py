@@ -121,6 +121,37 @@ def test_cancel_ends_the_engine_and_its_children(tmp_path, mode, limit_s):
     assert not any(is_running(pid) for pid in pids)
 
 
+def test_a_stop_is_passed_on_once_and_ends_a_training_with_its_result(tmp_path, monkeypatch):
+    monkeypatch.setenv("GEOPEFT_FAKE_PAUSE_S", "0.1")
+    events, asked = [], []
+
+    def stop():
+        if (tmp_path / "run" / "stop").exists():
+            asked.append("again")
+        return any(event["event"] == "metric" for event in events)
+
+    job = fit_job(tmp_path)
+    outputs = run(command("ok"), job, tmp_path / "run", events.append, lambda: False, stop=stop)
+    assert outputs["model"] == job["out"] and Path(job["out"]).is_file()
+    assert [event["event"] for event in events].count("progress") < 20
+    assert not asked, "told once"
+
+
+def test_a_stop_where_there_is_nothing_to_keep_is_a_cancel(tmp_path):
+    job = fit_job(tmp_path)
+    with pytest.raises(EngineCanceled):
+        run(command("polite"), job, tmp_path / "run", lambda event: None, lambda: False, stop=lambda: True)
+    assert not Path(job["out"]).exists()
+
+
+def test_a_stop_of_an_earlier_run_does_not_stop_the_next(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "stop").touch()
+    events = []
+    fit("ok", tmp_path, events.append)
+    assert [event["event"] for event in events].count("progress") == 60
+
+
 def test_an_error_in_the_listener_leaves_no_engine_behind(tmp_path):
     def broken(event):
         raise ZeroDivisionError

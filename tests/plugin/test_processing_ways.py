@@ -1,7 +1,6 @@
 """The ways of Processing besides the toolbox: a model of the modeler, a batch, qgis_process."""
 
 import json
-import os
 import subprocess
 from pathlib import Path
 
@@ -17,9 +16,25 @@ from qgis.core import (
     QgsProcessingParameterVectorLayer,
 )
 from qgis_session import Feedback
+from qgis_window import QGIS_PROCESS, environment, link_plugin, make_profile
 
-ROOT = Path(__file__).resolve().parents[2]
-QGIS_PROCESS = Path("/usr/bin/qgis_process.bin")
+NUMBERS = ["MIOU", "MIOU_LOW", "MIOU_HIGH"]
+# Algorithm -> parameters besides the inputs, the outputs that must be files, the outputs that must be numbers.
+WAYS = {
+    "fit": (["RASTERS={raster}", "LABELS={labels}", "MODEL=new.geopeft", "STEPS=30"], ["MODEL"], NUMBERS),
+    "predict": (
+        ["MODEL={model}", "RASTER={raster}", "OUTPUT=map.tif", "CONFIDENCE=c.tif"],
+        ["OUTPUT", "CONFIDENCE"],
+        [],
+    ),
+    "evaluate": (
+        ["MODEL={model}", "RASTERS={raster}", "LABELS={labels}", "FIGURES=f.json"],
+        ["FIGURES"],
+        [*NUMBERS, "OVERALL_ACCURACY", "F1"],
+    ),
+    "export": (["MODEL={model}", "ONNX=m.onnx"], ["ONNX"], []),
+    "pretrain": (["RASTERS={raster}", "OUTPUT=b.safetensors"], ["OUTPUT"], ["LOSS", "STEPS_DONE"]),
+}
 
 
 def train_and_map_model():
@@ -68,60 +83,75 @@ def test_in_the_modeler_the_model_of_one_step_feeds_the_next(
 
 @pytest.fixture
 def profile(tmp_path):
-    """A profile with the plugin linked in, and an engine that is the fake one."""
-    plugin = tmp_path / "profiles" / "default" / "python" / "plugins" / "geopeft_qgis"
-    plugin.mkdir(parents=True)
-    for path in [*(ROOT / "geopeft_qgis").iterdir(), ROOT / "metadata.txt", ROOT / "resources", ROOT / "engine"]:
-        if path.name != "__pycache__":
-            (plugin / path.name).symlink_to(path)
-    settings = tmp_path / "profiles" / "default" / "QGIS" / "QGIS3.ini"
-    settings.parent.mkdir()
-    settings.write_text("[PythonPlugins]\ngeopeft_qgis=true\n")
-    python = tmp_path / "python.sh"
-    fake = ROOT / "tests" / "fake_engine.py"
-    python.write_text(f'#!/bin/sh\nshift 5\nexec /usr/bin/python3 -I -u "{fake}" "$GEOPEFT_FAKE_MODE" "$@"\n')
-    python.chmod(0o755)
-    return {
-        "PATH": "/usr/bin:/bin",
-        "HOME": str(tmp_path),
-        "LANG": "C.UTF-8",
-        "QT_QPA_PLATFORM": "offscreen",
-        "QGIS_CUSTOM_CONFIG_PATH": str(tmp_path),
-        "GEOPEFT_ENGINE_PYTHON": str(python),
-        "GEOPEFT_FAKE_MODE": "ok",
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
+    """The variables of a profile with the plugin linked in, and an engine that is the fake one."""
+    link_plugin(make_profile(tmp_path))
+    return environment(tmp_path, QT_QPA_PLATFORM="offscreen")
 
 
-def qgis_process(environment, *arguments):
-    command = [str(QGIS_PROCESS), "--json", "run", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+@pytest.fixture
+def files(tmp_path, raster_file):
+    """What the parameters name: a raster, labels, and something that stands where a model is."""
+    points = [
+        {"type": "Feature", "properties": {"class": name}, "geometry": {"type": "Point", "coordinates": [9.001, 48.75]}}
+        for name in ("a", "b")
+    ]
+    labels, model = tmp_path / "labels.geojson", tmp_path / "m.geopeft"
+    labels.write_text(json.dumps({"type": "FeatureCollection", "features": points}))
+    model.write_bytes(b"PK")
+    return {"raster": raster_file, "labels": labels, "model": model}
 
 
-@pytest.mark.skipif(not QGIS_PROCESS.is_file(), reason=f"{QGIS_PROCESS} is not here")
-def test_qgis_process_trains_and_says_failures(profile, raster_file, tmp_path):
-    os.chdir(tmp_path)
-    labels = tmp_path / "labels.geojson"
-    labels.write_text(
-        json.dumps(
-            {
-                "type": "FeatureCollection",
-                "features": [
-                    {
-                        "type": "Feature",
-                        "properties": {"class": name},
-                        "geometry": {"type": "Point", "coordinates": [9.001, 48.75]},
-                    }
-                    for name in ("a", "b")
-                ],
-            }
-        )
-    )
-    arguments = ("geopeft:fit", "--", f"RASTERS={raster_file}", f"LABELS={labels}", "STEPS=30", "MODEL=m.geopeft")
-    done = qgis_process(profile, *arguments)
+needs_qgis_process = pytest.mark.skipif(not QGIS_PROCESS.is_file(), reason=f"{QGIS_PROCESS} is not here")
+
+
+def qgis_process(variables, *arguments):
+    """Runs an algorithm (its id, "--" and parameters) with JSON as its answer; the finished process."""
+    return start(variables, None, "--json", "run", *arguments)
+
+
+def start(variables, folder, *arguments):
+    """Runs qgis_process in a folder; the finished process."""
+    command = [str(QGIS_PROCESS), *arguments]
+    return subprocess.run(command, env=variables, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+
+
+def run_in(folder, variables, files, name, *options):
+    """Runs an algorithm with the parameters of WAYS."""
+    parameters = [text.format(**files) for text in WAYS[name][0]]
+    return start(variables, folder, *options, "run", f"geopeft:{name}", "--", *parameters)
+
+
+@needs_qgis_process
+@pytest.mark.parametrize("name", WAYS)
+def test_qgis_process_answers_with_json(profile, files, tmp_path, name):
+    done = run_in(tmp_path, profile, files, name, "--json")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["results"]["MIOU"] == 0.74
-    assert (tmp_path / "m.geopeft").is_file()
-    failed = qgis_process({**profile, "GEOPEFT_FAKE_MODE": "fail"}, *arguments)
+    results = json.loads(done.stdout)["results"]
+    assert all((tmp_path / results[path]).is_file() for path in WAYS[name][1])
+    assert all(isinstance(results[number], (int, float)) for number in WAYS[name][2])
+
+
+@needs_qgis_process
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WAYS)
+def test_qgis_process_answers_with_text(profile, files, tmp_path, name):
+    done = run_in(tmp_path, profile, files, name)
+    assert done.returncode == 0, done.stderr
+    results = dict(line.split(":\t", 1) for line in done.stdout.splitlines() if ":\t" in line)
+    assert all((tmp_path / results[path].strip()).is_file() for path in WAYS[name][1]), done.stdout
+    assert all(float(results[number]) >= 0 for number in WAYS[name][2]), done.stdout
+    assert "Engine 0.0.0, device cpu" in done.stdout
+
+
+@needs_qgis_process
+def test_qgis_process_says_a_failure_and_fails(profile, files, tmp_path):
+    failed = run_in(tmp_path, {**profile, "GEOPEFT_FAKE_MODE": "fail"}, files, "fit", "--json")
     assert failed.returncode == 1
     assert "The raster has no band 'nir'. Name the bands." in failed.stderr
+
+
+@needs_qgis_process
+def test_qgis_process_shows_the_help_of_an_algorithm(profile, tmp_path):
+    shown = start(profile, tmp_path, "help", "geopeft:evaluate").stdout
+    for text in ("Evaluate a model", "LABELS", "MIOU_LOW", "Overall accuracy", "confusion matrix"):
+        assert text in shown

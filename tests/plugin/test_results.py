@@ -1,7 +1,10 @@
 """Results come into the project in their colours."""
 
+import hashlib
+import html
 import importlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -41,6 +44,68 @@ def test_a_result_is_a_group_on_top_in_class_colours(outputs, raster_layer, proj
     for layer in layers:
         assert layer.customProperty("geopeft/model") == "/models/m.geopeft"
         assert "m.geopeft" in layer.metadata().history()[0]
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A package with an accuracy and a licence."""
+    fake.write_package(str(tmp_path / "forest.geopeft"))
+    return tmp_path / "forest.geopeft"
+
+
+def test_the_information_page_tells_model_weights_licence_and_accuracy(outputs, model, project, raster_file):
+    from geopeft_qgis.results import load_result
+
+    layers = load_result(outputs, project, "g", str(model))
+    sha256 = hashlib.sha256(model.read_bytes()).hexdigest()
+    for layer in layers:
+        page = html.unescape(layer.htmlMetadata())
+        for text in (
+            str(model),
+            sha256,
+            "Weights of fake_net, revision 0bbc532: MIT",
+            "mIoU 0.74 (0.66–0.80) at 95 % confidence, measured on blocks of the labels held out",
+            "fake_net, tuned by lora",
+            "water, Forêt, built up",
+            "trained on 2026-11-26T10:00:00+00:00 by GeoPEFT 0.0.0",
+            raster_file.name,
+            "arXiv 1",
+        ):
+            assert text in page, text
+        found = {name: layer.customProperty(f"geopeft/{name}") for name in ("model", "model_sha256", "weights_licence")}
+        assert found == {"model": str(model), "model_sha256": sha256, "weights_licence": "MIT"}
+        assert (layer.customProperty("geopeft/miou"), layer.customProperty("geopeft/miou_low")) == (0.74, 0.66)
+    abstracts = [layer.metadata().abstract() for layer in layers]
+    assert [text.split(" of ")[0] for text in abstracts] == ["A map", "The map", "How sure the GeoPEFT model forest is"]
+    assert [layer.metadata().title() for layer in layers] == ["forest: map", "forest: polygons", "forest: confidence"]
+
+
+def test_a_model_that_is_gone_is_named_all_the_same(outputs, project):
+    from geopeft_qgis.results import load_result
+
+    layer = load_result(outputs, project, "g", "/gone/m.geopeft")[0]
+    assert "/gone/m.geopeft" in layer.htmlMetadata() and not layer.metadata().licenses()
+
+
+def test_an_accuracy_that_was_not_measured_is_not_made_up(model):
+    from geopeft_qgis.model_package import read_manifest, summary
+    from geopeft_qgis.result_metadata import accuracy_sentence
+
+    manifest = read_manifest(model)
+    manifest["metrics"] = {"miou": {"value": None, "low": None, "high": None}, "split": "no labels held out"}
+    assert "not known" in accuracy_sentence(summary(manifest))
+
+
+def test_a_model_is_read_again_only_when_its_file_changes(model, monkeypatch):
+    from geopeft_qgis import result_metadata
+
+    read = []
+    sha256 = result_metadata._sha256
+    monkeypatch.setattr(result_metadata, "_sha256", lambda path: (read.append(path), sha256(path))[1])
+    first = result_metadata.model_facts(str(model))
+    assert result_metadata.model_facts(str(model)) is first and len(read) == 1
+    os.utime(model, (1, 1))
+    assert result_metadata.model_facts(str(model)).sha256 == first.sha256 and len(read) == 2
 
 
 def test_confidence_is_a_ramp_from_0_to_100_and_255_is_nothing(outputs, project):

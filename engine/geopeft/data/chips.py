@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from rasterio.windows import Window
@@ -187,6 +189,17 @@ class Site:
     pixels: int
 
 
+def labels_digest(reader: ChipReader) -> str:
+    """A checksum of what every labelled pixel says, and of where it is."""
+    digest = hashlib.sha256()
+    for raster_index in range(len(reader.infos)):
+        for row, col, block in reader.labelled_blocks(raster_index):
+            digest.update(f"{raster_index} {row} {col} ".encode())
+            digest.update(block.class_ids.tobytes())
+            digest.update(block.shape_ids.tobytes())
+    return digest.hexdigest()
+
+
 def find_sites(reader: ChipReader, max_points: int = 256, seed: int = 0) -> list[Site]:
     """Every labelled shape that has valid pixels, with at most `max_points` of its pixels.
 
@@ -248,6 +261,15 @@ class ChipSampler:
         self._sites = {c: [site for site in sites if site.class_index == c] for c in self._classes}
         roots = {c: np.sqrt([site.pixels for site in own]) for c, own in self._sites.items()}
         self._odds = {c: root / root.sum() for c, root in roots.items()}
+
+    @property
+    def random_state(self) -> dict[str, Any]:
+        """Where the drawing is, as JSON can hold it; setting it goes on from there."""
+        return dict(self._rng.bit_generator.state)
+
+    @random_state.setter
+    def random_state(self, state: dict[str, Any]) -> None:
+        self._rng.bit_generator.state = state
 
     def batch(self, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(values (B, C, s, s) float32, valid (B, s, s) bool, class ids (B, s, s) uint8), turned at random (D4)."""

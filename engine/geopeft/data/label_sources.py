@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pyogrio
-import rasterio
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
-from geopeft.data.raster import gdal_env, printable
-from geopeft.errors import LabelError
+from geopeft.data.raster import open_dataset, printable
+from geopeft.errors import LabelError, RasterError
 
 
 @dataclass(frozen=True)
@@ -67,11 +64,9 @@ def _split_spec(spec: str) -> tuple[str, str]:
 
 def _opens_as_raster(path: str) -> bool:
     try:
-        with gdal_env(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with rasterio.open(path) as dataset:
-                return bool(dataset.count)
-    except (RasterioError, OSError, ValueError):
+        with open_dataset(path) as dataset:
+            return bool(dataset.count)
+    except RasterError:
         return False
 
 

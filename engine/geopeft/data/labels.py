@@ -149,6 +149,7 @@ def read_labels(
     area: str = "",
     line_width_px: float = 3.0,
     minimum_classes: int = 2,
+    counted: bool = True,
     reporter: Reporter,
 ) -> Labels:
     """The labels of some rasters. Each feature counts on every raster it touches.
@@ -162,6 +163,8 @@ def read_labels(
         area: polygons (FILE or FILE:layer) that bound the background class.
         line_width_px: width of line labels and diameter of point labels, in pixels; at least 1 is used.
         minimum_classes: how many classes must have labelled pixels: 2 to learn, 1 to evaluate.
+        counted: False leaves out the count of the pixels, which a background makes long on a large raster, and with it
+            the check of the classes that there are.
         reporter: told what was repaired, left out or ignored.
 
     Raises:
@@ -187,8 +190,9 @@ def read_labels(
     if area and not background:
         reporter.warn("The area has no effect without a background class.")
     labels = Labels(found, shapes, rasters, painter, number, areas)
-    labels._count(reporter)
-    _check_counts(spec, labels, minimum_classes, reporter, given=bool(classes))
+    if counted:
+        labels._count(reporter)
+        _check_counts(spec, labels, minimum_classes, reporter, given=bool(classes))
     return labels
 
 

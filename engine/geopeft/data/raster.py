@@ -1,7 +1,8 @@
 """Rasters: what a file holds, and reading it window by window, never whole.
 
-GDAL reads the header with its sidecar files (.aux.xml may hold the CRS), and pixels without them; nothing is ever
-written beside the user's file, and Python inside a VRT never runs.
+A raster is a file, or what `raster_sources` lets through: a part of a file or archive, a file on a web server. GDAL
+reads the header with its sidecar files (.aux.xml may hold the CRS), and pixels without them; nothing is ever written
+beside the user's file, and Python inside a VRT never runs.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -30,6 +30,7 @@ from rasterio.windows import Window
 
 from geopeft.data.bands import Band as Band
 from geopeft.data.bands import BandFacts, is_not_spectral, name_bands
+from geopeft.data.raster_sources import HTTP_OPTIONS, archive_of, check_source, check_vrt, identity, is_plain, is_remote
 from geopeft.errors import RasterError
 
 MAX_PIXELS = 10**12
@@ -58,6 +59,7 @@ class RasterInfo:
         masked: for each data band, whether the file has a mask for it.
         alpha: number of the alpha band, 0 where there is none.
         files: the files that the fingerprint covers.
+        dtypes: data type of each data band.
     """
 
     path: str
@@ -77,6 +79,7 @@ class RasterInfo:
     masked: tuple[bool, ...] = field(repr=False)
     alpha: int = 0
     files: tuple[str, ...] = field(default=(), repr=False)
+    dtypes: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def height(self) -> int:
@@ -107,14 +110,18 @@ class BandStatistics:
     missing_alone: NDArray[np.float64]
 
 
-def gdal_env(*, sidecars: bool = False) -> AbstractContextManager[Any]:
+def gdal_env(*, sidecars: bool = False, remote: bool = False) -> AbstractContextManager[Any]:
     """GDAL's settings for every read.
 
     Args:
         sidecars: read .aux.xml too. GDAL writes it only where statistics are asked for, which never happens here.
+        remote: the raster is opened over a network, where each look for a file beside it costs a request.
     """
     env: AbstractContextManager[Any] = rasterio.Env(
-        GDAL_PAM_ENABLED="YES" if sidecars else "NO", GDAL_VRT_ENABLE_PYTHON="NO"
+        GDAL_PAM_ENABLED="YES" if sidecars else "NO",
+        GDAL_VRT_ENABLE_PYTHON="NO",
+        **HTTP_OPTIONS,
+        **({"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"} if remote else {}),
     )
     return env
 
@@ -123,34 +130,62 @@ def describe(path: str, *, classes: bool = False) -> RasterInfo:
     """What the raster at `path` holds. Reads the header and a few blocks, so that damage shows at once.
 
     Args:
-        path: file, or anything else that GDAL opens (/vsizip/..., NETCDF:"file":variable).
+        path: file, or one of the other places of `raster_sources` (/vsizip/..., NETCDF:"file":variable, https://...).
         classes: the raster holds classes, not measurements: a colour table is fine.
 
     Raises:
-        RasterError: RASTER_MISSING, RASTER_OPEN, RASTER_NO_CRS, RASTER_NO_GEOREFERENCE, RASTER_TOO_BIG, RASTER_DTYPE,
-            RASTER_PALETTE, RASTER_SUBDATASETS, RASTER_EMPTY, RASTER_READ or PATH_ENCODING.
+        RasterError: RASTER_MISSING, RASTER_SOURCE, RASTER_REMOTE, RASTER_OPEN, RASTER_NO_CRS, RASTER_NO_GEOREFERENCE,
+            RASTER_TOO_BIG, RASTER_DTYPE, RASTER_PALETTE, RASTER_SUBDATASETS, RASTER_EMPTY, RASTER_READ or
+            PATH_ENCODING.
     """
-    _check_path(path)
-    with gdal_env(sidecars=True):
+    remote_state = _remote_state(path)
+    with open_dataset(path, sidecars=True) as dataset, gdal_env(sidecars=True, remote=is_remote(path)):
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", NotGeoreferencedWarning)
-                dataset = rasterio.open(path)
-        except (RasterioError, CPLE_BaseError, OSError, ValueError, UnicodeError) as error:
+            _refuse_unusable(path, dataset, classes=classes)
+            info = _info(path, dataset, remote_state)
+        except (RasterioError, CPLE_BaseError) as error:  # a header that opens but makes no sense
             raise _cannot_open(path, error) from error
-        with dataset:
-            try:
-                _refuse_unusable(path, dataset, classes=classes)
-                info = _info(path, dataset)
-            except (RasterioError, CPLE_BaseError) as error:  # a header that opens but makes no sense
-                raise _cannot_open(path, error) from error
-            _probe(info, dataset)
+        _probe(info, dataset)
     return info
 
 
+@contextmanager
+def open_dataset(path: str, *, sidecars: bool = False) -> Iterator[Any]:
+    """rasterio's dataset of a raster; what `raster_sources` does not let through is refused.
+
+    Raises:
+        RasterError: RASTER_MISSING, RASTER_SOURCE, RASTER_OPEN or PATH_ENCODING.
+    """
+    _check_path(path)
+    # Only while opening: rasterio's settings must end in the order in which they began, which readers need not.
+    with gdal_env(sidecars=sidecars, remote=is_remote(path)), warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        try:
+            dataset = rasterio.open(path)
+        except (RasterioError, CPLE_BaseError, OSError, ValueError, UnicodeError) as error:
+            raise _cannot_open(path, error) from error
+    with dataset:
+        if dataset.driver == "VRT" and not is_plain(path):
+            check_vrt(path, dataset.tags(ns="xml:VRT").get("xml:VRT", "<VRTDataset/>"))
+        yield dataset
+
+
+def _remote_state(path: str) -> str:
+    """What the server says of a remote raster; asked before GDAL, which waits longer and says less."""
+    _check_path(path)
+    return identity(path) if is_remote(path) else ""
+
+
 def still_same(info: RasterInfo) -> None:
-    """Raises RASTER_CHANGED where the raster's file is not the one that was described. Call it at the end of a job."""
-    if _fingerprint(info.files) != info.fingerprint:
+    """Raises RASTER_CHANGED where the raster's file is not the one that was described. Call it at the end of a job.
+
+    A server that has gone by then does not count: all that was needed of its file has been read.
+    """
+    try:
+        remote_state = _remote_state(info.path) if is_remote(info.path) else ""
+    except RasterError:
+        return
+    if _fingerprint(info.files, remote_state) != info.fingerprint:
         raise RasterError(
             f"{info.path} was changed while the job ran, so the result would mix two rasters.",
             "Run the job again when nothing writes to the raster.",
@@ -173,6 +208,10 @@ class RasterReader:
         position = {band.index: at for at, band in enumerate(info.bands)}
         self._nodatas = [info.nodatas[position[index]] for index in self._indexes]
         self._masked = [info.masked[position[index]] for index in self._indexes]
+        self._remote = is_remote(info.path)
+        kinds = [info.dtypes[position[index]] for index in self._indexes if info.dtypes]
+        # rasterio reads several bands at once only where they have one type.
+        self._common_type = np.result_type(*kinds) if len(set(kinds)) > 1 else None
 
     def read(self, window: Window) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Values (C, h, w) in raster units and valid mask (h, w) of a window, which may reach beyond the raster.
@@ -207,14 +246,19 @@ class RasterReader:
         return values, valid
 
     def read_native(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Values in the file's data type and valid mask, both (C, h, w), of a window inside the raster."""
-        with gdal_env():
+        """Values in the bands' (common) data type and valid mask, both (C, h, w), of a window inside the raster."""
+        with gdal_env(remote=self._remote):
             try:
-                values = self._dataset.read(self._indexes, window=window)
+                values = self._read_values(window)
                 valid = self._valid(values, window)
             except (RasterioError, CPLE_BaseError, OSError, MemoryError) as error:
                 raise _cannot_read(self._info, window, error) from error
         return values, valid
+
+    def _read_values(self, window: Window) -> NDArray[Any]:
+        if self._common_type is None:
+            return np.asarray(self._dataset.read(self._indexes, window=window))
+        return np.stack([self._dataset.read(index, window=window) for index in self._indexes], dtype=self._common_type)
 
     def _valid(self, values: NDArray[Any], window: Window) -> NDArray[np.bool_]:
         valid = np.ones(values.shape, np.bool_)
@@ -239,17 +283,8 @@ def open_raster(info: RasterInfo, indexes: Sequence[int]) -> Iterator[RasterRead
     Raises:
         RasterError: RASTER_MISSING or RASTER_OPEN where the file has gone since it was described.
     """
-    _check_path(info.path)
-    with gdal_env(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        try:
-            dataset = rasterio.open(info.path)
-        except (RasterioError, CPLE_BaseError, OSError) as error:
-            raise _cannot_open(info.path, error) from error
-    try:
+    with open_dataset(info.path) as dataset:
         yield RasterReader(info, indexes, dataset)
-    finally:
-        dataset.close()
 
 
 def band_statistics(info: RasterInfo, indexes: Sequence[int]) -> BandStatistics:
@@ -314,13 +349,9 @@ def _check_path(path: str) -> None:
     if printable(path) != path:
         message = f"The path {printable(path)} holds bytes that are no text."
         raise RasterError(message, "Rename the file or folder.", "PATH_ENCODING")
-    if not path or (_is_plain(path) and not os.path.exists(path)):
+    if not path or (is_plain(path) and not os.path.exists(path)):
         raise RasterError(f"There is no raster at '{path}'.", "Check the path.", "RASTER_MISSING")
-
-
-def _is_plain(path: str) -> bool:
-    """True for a path of the file system, not for /vsizip/..., URLs and DRIVER:... strings (drive letters are fine)."""
-    return not (path.startswith("/vsi") or re.match(r"[A-Za-z][A-Za-z0-9_+.-]+:", path) or path.lstrip()[:1] == "<")
+    check_source(path)
 
 
 def _cannot_open(path: str, error: BaseException) -> RasterError:
@@ -330,12 +361,23 @@ def _cannot_open(path: str, error: BaseException) -> RasterError:
         what = "has 0 bytes: it is not a raster GDAL can read"
     elif isinstance(error, OSError) and not os.access(path, os.R_OK) and os.path.exists(path):
         what = "may not be read: permission denied"
+    elif is_remote(path):
+        what = f"cannot be opened over the network ({_words(error, path)})"
+        hint = "Check the address and the network, then run again; or download the file and choose it on this computer."
+        return RasterError(f"{path} {what}.", hint, "RASTER_REMOTE")
     else:
         what = f"is not a raster GDAL can read ({_words(error, path)})"
     return RasterError(f"{path} {what}.", "Choose a raster file that opens in QGIS.", "RASTER_OPEN")
 
 
 def _cannot_read(info: RasterInfo, window: Window, error: BaseException) -> RasterError:
+    if is_remote(info.path):
+        return RasterError(
+            f"{info.path} cannot be read on at row {int(window.row_off)}, column {int(window.col_off)}: its server "
+            f"does not send that part ({_words(error, info.path)}).",
+            "Run again when the network is back; or download the file and choose it on this computer.",
+            "RASTER_REMOTE",
+        )
     return RasterError(
         f"{info.path} cannot be read at row {int(window.row_off)}, column {int(window.col_off)}: "
         f"the file is damaged or incomplete ({_words(error, info.path)}).",
@@ -398,7 +440,7 @@ def _refuse_unplaced(path: str, dataset: Any) -> None:
         )
 
 
-def _info(path: str, dataset: Any) -> RasterInfo:
+def _info(path: str, dataset: Any, remote_state: str) -> RasterInfo:
     tags = _tags(dataset, 0)
     facts = [
         BandFacts(
@@ -428,11 +470,12 @@ def _info(path: str, dataset: Any) -> RasterInfo:
         scales=tuple(float(dataset.scales[i]) for i in at),
         offsets=tuple(float(dataset.offsets[i]) for i in at),
         tags=tags,
-        fingerprint=_fingerprint(files),
+        fingerprint=_fingerprint(files, remote_state),
         nodatas=tuple(dataset.nodatavals[i] for i in at),
         masked=tuple(_has_own_mask(dataset.mask_flag_enums[i]) for i in at),
         alpha=alpha,
         files=files,
+        dtypes=tuple(dataset.dtypes[i] for i in at),
     )
 
 
@@ -521,21 +564,23 @@ def _probe(info: RasterInfo, dataset: Any) -> None:
         if window.width * window.height > 1 << 26:
             window = Window(col, row, min(window.width, 512), 1)
         try:
-            dataset.read([first] if number != numbers[-1] or first == last else [first, last], window=window)
+            dataset.read(first, window=window)
+            if number == numbers[-1] and first != last:
+                dataset.read(last, window=window)
         except (RasterioError, CPLE_BaseError, OSError, MemoryError) as error:
             raise _cannot_read(info, window, error) from error
 
 
 def _own_files(path: str, dataset: Any) -> tuple[str, ...]:
     """The files whose change changes the pixels; of a VRT also its sources (the first 256)."""
-    files = [name for name in [path, *dataset.files] if os.path.isfile(name)]
+    files = [name for name in [path, archive_of(path), *dataset.files] if os.path.isfile(name)]
     kept = [name for name in dict.fromkeys(files) if not name.lower().endswith((".aux.xml", ".ovr"))]
     return tuple(kept[:256])
 
 
-def _fingerprint(files: Sequence[str]) -> str:
-    """Size, time of change and a hash of the first bytes, of each file."""
-    digest = hashlib.sha256()
+def _fingerprint(files: Sequence[str], remote_state: str) -> str:
+    """Size, time of change and a hash of the first bytes, of each file; of a remote one what its server says."""
+    digest = hashlib.sha256(remote_state.encode())
     for name in files:
         try:
             stat = os.stat(name)

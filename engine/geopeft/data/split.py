@@ -13,6 +13,7 @@ VALIDATION_SHARE = 0.25
 # A class may give up to this part of its labels, so that a block that one class needs is not refused by another.
 MOST_HELD_OUT = 0.4
 _MAX_BLOCKS_PER_SIDE = 8
+TAUGHT, HELD = "taught", "held"
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,9 @@ class Split:
     sentence: str
 
 
-def split_by_blocks(sites: Sequence[Site], chip_size_px: int, seed: int, enough: int = 3) -> Split:
+def split_by_blocks(
+    sites: Sequence[Site], chip_size_px: int, seed: int, enough: int = 3, earlier: Sequence[str] = ()
+) -> Split:
     """Holds out whole blocks of the ground with about a quarter of each class's labels.
 
     The ground is cut into squares at least one chip wide and at most an eighth of the labels' extent; a place belongs
@@ -37,25 +40,33 @@ def split_by_blocks(sites: Sequence[Site], chip_size_px: int, seed: int, enough:
         chip_size_px: side of a chip.
         seed: of the drawing.
         enough: places that a class needs before one is held out.
+        earlier: for each place what it was to the model that this training starts from: TAUGHT, HELD or neither. What
+            was held out stays so, and no square is held out in which that model has learned.
     """
     blocks = _blocks(sites, chip_size_px)
     classes = max(site.class_index for site in sites) + 1
     places = np.bincount([site.class_index for site in sites], minlength=classes)
     keys = sorted(set(blocks))
-    weights = np.zeros((len(keys), classes))
-    for site, block in zip(sites, blocks, strict=True):
-        weights[keys.index(block), site.class_index] += np.sqrt(site.pixels)
-    totals = np.where(places >= enough, weights.sum(0), 0.0)
-    held = np.zeros(classes)
+    roles = list(earlier) or [""] * len(sites)
+    weights, held = np.zeros((len(keys), classes)), np.zeros(classes)
+    for site, block, role in zip(sites, blocks, roles, strict=True):
+        own = held if role == HELD else weights[keys.index(block)]
+        own[site.class_index] += np.sqrt(site.pixels)
+    totals = np.where(places >= enough, weights.sum(0) + held, 0.0)
+    learned = {block for block, role in zip(blocks, roles, strict=True) if role == TAUGHT}
     chosen: set[tuple[int, int, int]] = set()
     for index in np.random.default_rng(seed).permutation(len(keys)):
-        useful = ((held < VALIDATION_SHARE * totals) & (weights[index] > 0)).any()
-        if useful and (held + weights[index] <= MOST_HELD_OUT * totals).all():
+        there = weights[index] > 0
+        useful = ((held < VALIDATION_SHARE * totals) & there).any()
+        spared = (held + weights[index] <= MOST_HELD_OUT * totals)[there].all()
+        if keys[index] not in learned and useful and spared:
             chosen.add(keys[index])
             held += weights[index]
-    training = tuple(site for site, block in zip(sites, blocks, strict=True) if block not in chosen)
-    validation = tuple(site for site, block in zip(sites, blocks, strict=True) if block in chosen)
-    held_out = f"{len(validation)} of {len(sites)} labelled places, in {len(chosen)} blocks,"
+    out = [role == HELD or block in chosen for block, role in zip(blocks, roles, strict=True)]
+    training = tuple(site for site, is_out in zip(sites, out, strict=True) if not is_out)
+    validation = tuple(site for site, is_out in zip(sites, out, strict=True) if is_out)
+    squares = len({block for block, is_out in zip(blocks, out, strict=True) if is_out})
+    held_out = f"{len(validation)} of {len(sites)} labelled places, in {squares} blocks,"
     return Split(training, validation, f"{held_out} are held out for validation.")
 
 

@@ -45,6 +45,11 @@ class Probe(nn.Module):
             logits = logits + resize_to_grid(layer(maps[i]), stride, height, width)
         return logits
 
+    def taken(self) -> tuple[Tensor, Tensor]:
+        """Its (K, D) weights and (K,) offsets, as copies."""
+        weights = [weight.detach().flatten(1) for name, weight in self.named_parameters() if name != "offsets"]
+        return torch.cat(weights, dim=1), self.offsets.detach().clone()
+
     def put(self, weights: Tensor, offsets: Tensor) -> None:
         """Takes (K, D) weights of `features` and (K,) offsets."""
         with torch.no_grad():

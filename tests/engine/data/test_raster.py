@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,25 @@ def test_a_nodata_that_the_type_cannot_hold_hides_nothing(make_raster: MakeRaste
     path.write_text(vrt(4, 4, str(tmp_path / "raster.tif")).replace(">Byte", ">Byte").replace(
         'band="1">', 'band="1"><NoDataValue>-9999</NoDataValue>'))  # fmt: skip
     assert read(path)[1].all()
+
+
+def test_bands_of_several_types_are_read_together(make_raster: MakeRaster, tmp_path: Path) -> None:
+    """A VRT may have a band of whole numbers beside one of fractions; each keeps its own nodata."""
+    whole, parts = ramp(1, dtype="uint16"), ramp(1) / 7
+    whole[0, 0, 0], parts[0, 0, 1] = 65535, -9999
+    names = [make_raster(whole, "a.tif", nodata=65535), make_raster(parts, "b.tif", nodata=-9999)]
+    bands = [
+        f'<VRTRasterBand dataType="{kind}" band="{number}"><NoDataValue>{nodata}</NoDataValue><SimpleSource>'
+        f"<SourceFilename>{name}</SourceFilename></SimpleSource></VRTRasterBand>"
+        for number, (name, kind, nodata) in enumerate(zip(names, ("UInt16", "Float32"), (65535, -9999), strict=True), 1)
+    ]
+    path = tmp_path / "x.vrt"
+    path.write_text(re.sub("<VRTRasterBand.*</VRTRasterBand>", "".join(bands), vrt(40, 30)))
+    values, valid = read(path)
+    expected = np.ones((30, 40), bool)
+    expected[0, :2] = False
+    assert (valid == expected).all()
+    assert (values[:, expected] == np.concatenate([whole.astype("float32"), parts])[:, expected]).all()
 
 
 def test_a_mask_band_hides_pixels(make_raster: MakeRaster) -> None:

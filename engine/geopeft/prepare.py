@@ -1,0 +1,161 @@
+"""What a fit decides before its first step: bands, radiometry, backbone, classes, and the model's make."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from geopeft.data.bands import Band, resolve_bands, select_bands
+from geopeft.data.labels import Labels, read_labels
+from geopeft.data.normalize import Radiometry, assume_radiometry, between
+from geopeft.data.raster import BandStatistics, RasterInfo, band_statistics, describe, lacking_band
+from geopeft.errors import JobError
+from geopeft.events import Reporter
+from geopeft.job import ClassStyle, FitJob
+from geopeft.models.choose import choose_backbone, input_bands, match_or_refuse, resample_factor
+from geopeft.models.registry import BackboneCard
+from geopeft.models.spec import ModelSpec
+
+# A band that has no data on this part of the pixels where all others have it is left out.
+MAY_LACK = 0.05
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that is decided before the first training step."""
+
+    infos: tuple[RasterInfo, ...]
+    bands: tuple[tuple[Band, ...], ...]
+    labels: Labels
+    card: BackboneCard
+    spec: ModelSpec
+    radiometry: Radiometry
+    units: tuple[tuple[np.ndarray, np.ndarray], ...]
+
+
+def prepare(job: FitJob, reporter: Reporter) -> Prepared:
+    """Reads what is there and decides bands, radiometry, backbone and classes, saying each in a message."""
+    infos = tuple(describe(path) for path in job.rasters)
+    chosen = select_bands(infos[0], job.bands) if job.bands else _whole_bands(infos[0], reporter)
+    bands = (chosen, *(resolve_bands(info, chosen, job.bands) for info in infos[1:]))
+    labels = labels_of(job, job.labels, infos, job.classes, reporter)
+    statistics, radiometry, units = _units(job, infos, bands, reporter)
+    gsd_m = float(np.median([info.gsd_m for info in infos]))
+    card, why = choose_backbone(job.backbone, chosen, gsd_m, job.weights_dir, reporter)
+    resample, resampling = resample_factor(card, gsd_m)
+    matched = match_or_refuse(card, chosen, bool(job.bands))
+    model_bands, matching = input_bands(card, matched, chosen, statistics, radiometry)
+    for sentence in (radiometry.sentence, why, resampling, _bands_sentence(card, matched, chosen), matching):
+        if sentence:
+            reporter.message(sentence)
+    spec = ModelSpec(
+        backbone=card.name,
+        adapter=job.adapter if job.adapter in card.adapters else card.adapters[0],
+        decoder=job.decoder,
+        bands=model_bands,
+        num_classes=len(labels.classes),
+        gsd_m=gsd_m,
+        resample=resample,
+        probe=card.pretrained and not job.from_scratch and job.decoder != "linear",
+        rank=job.rank,
+        chip_size_px=card.chip_size_px,
+    )
+    if job.from_scratch and spec.adapter != "full":
+        raise JobError(
+            "A backbone from random values has to be trained whole.", "Choose the adapter 'full'.", "ADAPTER_UNSUITABLE"
+        )
+    if spec.adapter != job.adapter:
+        reporter.warn(f"{card.title} cannot be tuned by '{job.adapter}': '{spec.adapter}' is used.")
+    return Prepared(infos, bands, labels, card, spec, radiometry, units)
+
+
+def labels_of(
+    job: FitJob,
+    path: str,
+    infos: Sequence[RasterInfo],
+    classes: Sequence[ClassStyle],
+    reporter: Reporter,
+    minimum_classes: int = 2,
+) -> Labels:
+    return read_labels(
+        path,
+        job.class_field,
+        infos,
+        classes=classes,
+        background=job.background,
+        area=job.area,
+        line_width_px=job.line_width_px,
+        minimum_classes=minimum_classes,
+        reporter=reporter,
+    )
+
+
+def _whole_bands(info: RasterInfo, reporter: Reporter) -> tuple[Band, ...]:
+    """All data bands but those that alone lack data on many pixels: a pixel is used where all bands have data."""
+    bands = info.bands
+    indexes = [band.index for band in bands]
+    statistics = band_statistics(info, indexes)
+    sentence = lacking_band(info, indexes, statistics, MAY_LACK)
+    kept = tuple(b for b, part in zip(bands, statistics.missing_alone, strict=True) if part < MAY_LACK)
+    if not sentence or len(kept) < 2:
+        return bands
+    reporter.warn(f"{sentence} It is left out, so that those pixels can be mapped; name it with --bands to use it.")
+    return kept
+
+
+def _units(
+    job: FitJob, infos: Sequence[RasterInfo], bands: Sequence[Sequence[Band]], reporter: Reporter
+) -> tuple[BandStatistics, Radiometry, tuple[tuple[np.ndarray, np.ndarray], ...]]:
+    """Statistics of all rasters in the first one's units, what these are, and each raster's way there."""
+    parts: list[BandStatistics] = []
+    units: list[tuple[np.ndarray, np.ndarray]] = []
+    found: list[Radiometry] = []
+    for info, own in zip(infos, bands, strict=True):
+        statistics = band_statistics(info, [band.index for band in own])
+        radiometry = assume_radiometry(info, own, statistics, job.radiometry)
+        found.append(radiometry)
+        scale, offset = np.ones(len(own)), np.zeros(len(own))
+        for position, band in enumerate(own):
+            if radiometry.for_band(band) == (radiometry.scale, radiometry.offset):
+                scale[position], offset[position] = between(radiometry, found[0])
+        if (offset != 0).any() or (scale != 1).any():
+            reporter.message(f"{Path(info.path).name}: {radiometry.sentence} Brought to the first raster's units.")
+        units.append((scale, offset))
+        parts.append(_scaled(statistics, scale, offset))
+    return _pooled(parts), found[0], tuple(units)
+
+
+def _scaled(statistics: BandStatistics, scale: np.ndarray, offset: np.ndarray) -> BandStatistics:
+    return replace(
+        statistics,
+        mean=statistics.mean * scale + offset,
+        std=statistics.std * scale,
+        low=statistics.low * scale + offset,
+        high=statistics.high * scale + offset,
+    )
+
+
+def _pooled(parts: Sequence[BandStatistics]) -> BandStatistics:
+    """Statistics of several rasters taken together."""
+    mean = np.mean([part.mean for part in parts], 0)
+    spread = np.mean([part.std**2 + (part.mean - mean) ** 2 for part in parts], 0)
+    return BandStatistics(
+        mean=mean,
+        std=np.sqrt(spread),
+        low=np.min([part.low for part in parts], 0),
+        high=np.max([part.high for part in parts], 0),
+        valid_fraction=np.mean([part.valid_fraction for part in parts], 0),
+        missing_alone=np.mean([part.missing_alone for part in parts], 0),
+    )
+
+
+def _bands_sentence(card: BackboneCard, matched: dict[str, Band], bands: Sequence[Band]) -> str:
+    pairs = ", ".join([f"{band.name} as {name}" for name, band in matched.items()][:12])
+    pairs += " ..." if len(matched) > 12 else ""
+    used = {band.index for band in matched.values()}
+    others = [band.name for band in bands if band.index not in used]
+    rest = f" Through the raw-band skip only: {', '.join(others[:12])}{' ...' if len(others) > 12 else ''}."
+    return (f"Bands for the backbone: {pairs}." if pairs else "") + (rest if others else "")

@@ -1,0 +1,427 @@
+"""Pixels that only QGIS can get, written to a GeoTIFF piece by piece: web maps as pictures, the rest as values."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Optional
+
+from qgis.core import (
+    Qgis,
+    QgsCoordinateReferenceSystem,
+    QgsDataProvider,
+    QgsFeedback,
+    QgsProviderRegistry,
+    QgsRasterBlock,
+    QgsRasterBlockFeedback,
+    QgsRasterDataProvider,
+    QgsRasterFileWriter,
+    QgsRectangle,
+)
+from qgis.PyQt.QtCore import QCoreApplication
+from qgis.PyQt.QtGui import QImage
+
+from .server_answers import ServerAnswers
+from .sources import gdal_python, is_picture
+
+PIECE_PX = 1024
+MAX_PIXELS = 16384 * 16384
+# What is proposed without a wish: a web map of this size is there within a minute.
+PROPOSED_PIXELS = 4096 * 4096
+ANSWER_S = 30.0
+OPAQUE = bytes([0] + [255] * 255)
+
+
+class CopyError(Exception):
+    """The pixels cannot be had, or not be written; the text is a sentence with a next step."""
+
+
+class CopyCanceled(Exception):
+    """The user stopped the copy; nothing is left of it."""
+
+
+class Grid(NamedTuple):
+    """The pixels of the copy, in the layer's CRS. Sizes of a pixel are in the CRS's units."""
+
+    extent: QgsRectangle
+    width: int
+    height: int
+    pixel_width: float
+    pixel_height: float
+
+    def piece(self, col: int, row: int, width: int, height: int) -> QgsRectangle:
+        """The extent of some of the pixels."""
+        left = self.extent.xMinimum() + col * self.pixel_width
+        top = self.extent.yMaximum() - row * self.pixel_height
+        return QgsRectangle(left, top - height * self.pixel_height, left + width * self.pixel_width, top)
+
+
+def native_sizes(provider: QgsRasterDataProvider) -> list[float]:
+    """Sizes of a pixel that a source has itself, finest first: zoom levels of a tile service, the grid of values."""
+    if provider.xSize() > 0 and not is_picture(provider):
+        return [provider.extent().width() / provider.xSize()]
+    return sorted(size for size in provider.nativeResolutions() if size > 0)
+
+
+def proposed_size(provider: QgsRasterDataProvider, extent: QgsRectangle, seen: float = 0.0) -> float:
+    """A sensible size of a pixel: what is seen on the map, else the finest that keeps the copy small.
+
+    Args:
+        provider: the source.
+        extent: what is to be copied, in the source's CRS.
+        seen: size of a pixel of the map, in the source's CRS; 0: no map.
+    """
+    sizes = native_sizes(provider)
+    if not is_picture(provider) and sizes:
+        return sizes[0]
+    if seen > 0:
+        return min(sizes, key=lambda size: abs(math.log(size / seen))) if sizes else seen
+    needed = math.sqrt(max(extent.width() * extent.height(), 1e-300) / PROPOSED_PIXELS)
+    return next((size for size in sizes if size >= needed), sizes[-1] if sizes else needed)
+
+
+def plan(provider: QgsRasterDataProvider, extent: QgsRectangle, size: float = 0.0) -> Grid:
+    """The pixels of a copy: whole pixels of the source's own grid around the extent, within what the source has.
+
+    Args:
+        provider: the source.
+        extent: what is wanted, in the source's CRS.
+        size: size of a pixel; 0: `proposed_size`.
+
+    Raises:
+        CopyError: nothing to copy, or too much of it.
+    """
+    whole = provider.extent()
+    has_limits = not whole.isEmpty() and whole.isFinite()
+    wanted = QgsRectangle(extent)
+    if has_limits:
+        wanted = wanted.intersect(whole)
+    if wanted.isEmpty() or not wanted.isFinite():
+        raise CopyError(_tr("The chosen extent lies outside of the layer. Choose an extent that the layer covers."))
+    across, down = _pixel(provider, wanted, size)
+    left, top = (whole.xMinimum(), whole.yMaximum()) if has_limits else (0.0, 0.0)
+    # A thousandth of a pixel more or less is rounding, not a wish for one more.
+    first_col = math.floor((wanted.xMinimum() - left) / across + 1e-3)
+    first_row = math.floor((top - wanted.yMaximum()) / down + 1e-3)
+    width = max(1, math.ceil((wanted.xMaximum() - left) / across - 1e-3) - first_col)
+    height = max(1, math.ceil((top - wanted.yMinimum()) / down - 1e-3) - first_row)
+    _refuse_too_large(provider, width, height)
+    x, y = left + first_col * across, top - first_row * down
+    return Grid(QgsRectangle(x, y - height * down, x + width * across, y), width, height, across, down)
+
+
+def megabytes(provider: QgsRasterDataProvider, width: int, height: int) -> float:
+    """Size of the copy before compression."""
+    per_pixel = 4
+    if not is_picture(provider):
+        per_pixel = QgsRasterBlock.typeSize(_data_type(provider)) * provider.bandCount()
+    return width * height * per_pixel / 1e6
+
+
+def _pixel(provider: QgsRasterDataProvider, extent: QgsRectangle, size: float) -> tuple[float, float]:
+    if size > 0:
+        return size, size
+    if not is_picture(provider) and provider.xSize() > 0 and provider.ySize() > 0:
+        return provider.extent().width() / provider.xSize(), provider.extent().height() / provider.ySize()
+    size = proposed_size(provider, extent)
+    return size, size
+
+
+def _refuse_too_large(provider: QgsRasterDataProvider, width: int, height: int) -> None:
+    if width * height <= MAX_PIXELS:
+        return
+    text = _tr(
+        "The copy would have {width} x {height} pixels ({megabytes:,.0f} MB); {most:,.0f} million are the most. "
+        "Choose larger pixels or a smaller extent."
+    )
+    size_mb = megabytes(provider, width, height)
+    raise CopyError(text.format(width=width, height=height, megabytes=size_mb, most=MAX_PIXELS / 1e6))
+
+
+def copy(
+    provider: QgsRasterDataProvider,
+    crs: QgsCoordinateReferenceSystem,
+    grid: Grid,
+    path: Path,
+    feedback: QgsFeedback,
+    answers: ServerAnswers,
+) -> list[str]:
+    """Writes the pixels of a grid to a GeoTIFF, piece by piece; the file appears when it is whole.
+
+    A picture becomes red, green, blue and alpha (0 where the service has nothing), 8 bits each; values keep their
+    type, their bands and their nodata.
+
+    Args:
+        provider: the source, used by this thread alone.
+        crs: of the source.
+        grid: as `plan` gives it.
+        path: the GeoTIFF.
+        feedback: takes percent, is asked for cancel.
+        answers: hears the servers of the source.
+
+    Returns:
+        Sentences about what is worth knowing.
+
+    Raises:
+        CopyError, CopyCanceled.
+    """
+    part = path.with_name(f"{path.name}.part")
+    try:
+        return _Copy(provider, crs, grid, part, feedback, answers).write(path)
+    finally:
+        for leftover in (part, part.with_name(f"{part.name}.aux.xml")):
+            with contextlib.suppress(OSError):
+                leftover.unlink()
+
+
+class _Copy:
+    """One copy under way."""
+
+    def __init__(
+        self,
+        provider: QgsRasterDataProvider,
+        crs: QgsCoordinateReferenceSystem,
+        grid: Grid,
+        part: Path,
+        feedback: QgsFeedback,
+        answers: ServerAnswers,
+    ) -> None:
+        self._provider = provider
+        self._crs = crs
+        self._grid = grid
+        self._part = part
+        self._feedback = feedback
+        self._answers = answers
+        self._is_picture = is_picture(provider)
+        self._type = Qgis.DataType.Byte if self._is_picture else _data_type(provider)
+        self._bands = 4 if self._is_picture else provider.bandCount()
+        self._empty_pieces = 0
+
+    def write(self, path: Path) -> list[str]:
+        """Fetches, writes, reads back, and moves the file to its place."""
+        pieces = list(_pieces(self._grid.width, self._grid.height))
+        target = self._create()
+        sums: list[int] = []
+        try:
+            with _Watch(self._feedback, self._answers, self._is_picture) as watch:
+                for number, piece in enumerate(pieces):
+                    for band, block in enumerate(self._fetch(watch, piece, number, len(pieces)), 1):
+                        sums.append(zlib.crc32(bytes(block.data())))
+                        if not target.writeBlock(block, band, piece[0], piece[1]):
+                            raise self._cannot_write()
+                    self._feedback.setProgress(90 * (number + 1) / len(pieces))
+        finally:
+            target.setEditable(False)
+            del target
+        if self._empty_pieces == len(pieces):
+            raise CopyError(_tr("The layer shows nothing in this extent. Choose another extent or another pixel size."))
+        self._read_back(pieces, sums)
+        notes = self._name_bands()
+        try:
+            with self._part.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(self._part, path)
+        except OSError as error:
+            raise self._cannot_write(error.strerror or str(error)) from error
+        return notes
+
+    def _create(self) -> QgsRasterDataProvider:
+        writer = QgsRasterFileWriter(str(self._part))
+        writer.setOutputFormat("GTiff")
+        options = ["TILED=YES", "COMPRESS=DEFLATE", "BIGTIFF=IF_SAFER"]
+        if self._is_picture:
+            options += ["PHOTOMETRIC=RGB", "ALPHA=YES"]
+        else:
+            is_float = self._type in (Qgis.DataType.Float32, Qgis.DataType.Float64)
+            options += ["INTERLEAVE=BAND", "PREDICTOR=3" if is_float else "PREDICTOR=2"]
+        writer.setCreateOptions(options)
+        grid = self._grid
+        target = writer.createMultiBandRaster(self._type, grid.width, grid.height, grid.extent, self._crs, self._bands)
+        if target is None or not target.isValid() or not (target.isEditable() or target.setEditable(True)):
+            raise self._cannot_write()
+        if not self._is_picture and self._nodata() is not None:
+            for band in range(1, self._bands + 1):
+                target.setNoDataValue(band, self._nodata())
+        return target
+
+    def _nodata(self) -> Optional[float]:
+        for band in range(1, self._bands + 1):
+            if self._provider.sourceHasNoDataValue(band):
+                return float(self._provider.sourceNoDataValue(band))
+        return None
+
+    def _fetch(self, watch: _Watch, piece: tuple[int, int, int, int], number: int, count: int) -> Iterator[Any]:
+        """The blocks of a piece, one for each band; asked for twice where the server fails."""
+        col, row, width, height = piece
+        extent = self._grid.piece(col, row, width, height)
+        for band in range(1, 2 if self._is_picture else self._bands + 1):
+            for attempt in (1, 2):
+                block = watch.ask(self._provider, band, extent, width, height)
+                if self._feedback.isCanceled():
+                    raise CopyCanceled
+                planes = _planes(block) if self._is_picture else [block]
+                is_whole = self._is_picture and not planes[3].count(b"\0")
+                # A failed request leaves a hole, which nobody could tell from a place without data afterwards.
+                if watch.failure and not is_whole:
+                    if attempt == 2 or watch.timed_out:
+                        raise self._no_answer(watch, number, count)
+                    continue
+                if not block.isValid():
+                    raise self._no_answer(watch, number, count)
+                break
+            if not self._is_picture:
+                if block.dataType() != self._type:
+                    block.convert(self._type)
+                yield block
+                continue
+            self._empty_pieces += not planes[3].strip(b"\0")
+            for plane in planes:
+                part = QgsRasterBlock(Qgis.DataType.Byte, width, height)
+                part.setData(plane)
+                yield part
+
+    def _no_answer(self, watch: _Watch, number: int, count: int) -> CopyError:
+        if watch.timed_out:
+            what = _tr("did not answer within {seconds:.0f} seconds").format(seconds=ANSWER_S)
+        else:
+            what = _tr("failed ({reason})").format(reason=watch.failure or _tr("no reason given"))
+        text = _tr(
+            "The server of the layer {what} at piece {number} of {count}; nothing is kept. "
+            "Check the network and the layer's address, then run again, or choose a smaller extent."
+        )
+        return CopyError(text.format(what=what, number=number + 1, count=count))
+
+    def _cannot_write(self, reason: str = "") -> CopyError:
+        text = _tr("{path} cannot be written{reason}. Free space there, or choose another place.")
+        place = self._part.with_suffix("")
+        return CopyError(text.format(path=place, reason=f" ({reason})" if reason else ""))
+
+    def _read_back(self, pieces: list[tuple[int, int, int, int]], sums: list[int]) -> None:
+        """A full disk is not always reported when it fills: only what can be read again is there."""
+        written = open_provider(str(self._part))
+        expected = iter(sums)
+        for number, (col, row, width, height) in enumerate(pieces):
+            for band in range(1, self._bands + 1):
+                if self._feedback.isCanceled():
+                    raise CopyCanceled
+                extent = self._grid.piece(col, row, width, height)
+                block = written.block(band, extent, width, height) if written is not None else None
+                if block is None or zlib.crc32(bytes(block.data())) != next(expected):
+                    raise self._cannot_write()
+            self._feedback.setProgress(90 + 10 * (number + 1) / len(pieces))
+
+    def _name_bands(self) -> list[str]:
+        """Gives values their bands' names, which QGIS's writer cannot; a sentence where that is not possible."""
+        if self._is_picture:
+            return []
+        names = [band_name(self._provider, band) for band in range(1, self._bands + 1)]
+        if not any(names):
+            return []
+        try:
+            gdal = gdal_python()
+            target = gdal.OpenEx(str(self._part), gdal.OF_UPDATE | gdal.OF_RASTER)
+            for band, name in enumerate(names, 1):
+                target.GetRasterBand(band).SetDescription(name)
+            target.FlushCache()
+        except (ImportError, RuntimeError, AttributeError):
+            return [_tr("The names of the bands could not be copied; the bands are in the same order.")]
+        return []
+
+
+class _Watch:
+    """Bounds the time of each question to a provider, and says what went wrong."""
+
+    def __init__(self, feedback: QgsFeedback, answers: ServerAnswers, wants_pictures: bool) -> None:
+        self.failure = ""
+        self.timed_out = False
+        self._feedback = feedback
+        self._answers = answers
+        self._wants_pictures = wants_pictures
+        self._question: Optional[QgsRasterBlockFeedback] = None
+        self._asked_at = math.inf
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True, name="raster copy watch")
+
+    def __enter__(self) -> _Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def ask(self, provider: QgsRasterDataProvider, band: int, extent: QgsRectangle, width: int, height: int) -> Any:
+        """A block; afterwards `failure` says what went wrong, if anything."""
+        self.failure, self.timed_out = "", False
+        question = QgsRasterBlockFeedback()
+        self._answers.clear()
+        self._asked_at = time.monotonic()
+        self._question = question
+        try:
+            block = provider.block(band, extent, width, height, question)
+        finally:
+            self._question = None
+        self._answers.settle()
+        said = " ".join(str(error) for error in question.errors())
+        heard = self._answers.failures + (self._answers.no_pictures if self._wants_pictures else [])
+        self.failure = (heard or [said])[0] or ("timeout" if self.timed_out else "")
+        return block
+
+    def _look(self) -> None:
+        while not self._ended.wait(0.05):
+            question = self._question
+            if question is None:
+                continue
+            is_late = time.monotonic() > max(self._asked_at, self._answers.last_at) + ANSWER_S
+            if (is_late or self._feedback.isCanceled()) and not question.isCanceled():
+                self.timed_out = is_late and not self._feedback.isCanceled()
+                question.cancel()
+
+
+def open_provider(path: str) -> Optional[QgsRasterDataProvider]:
+    """A raster file without a layer: in a thread, the provider of a layer may vanish from under Python."""
+    provider = QgsProviderRegistry.instance().createProvider("gdal", path, QgsDataProvider.ProviderOptions())
+    return provider if isinstance(provider, QgsRasterDataProvider) and provider.isValid() else None
+
+
+def band_name(provider: QgsRasterDataProvider, band: int) -> str:
+    """The name of a band without QGIS's 'Band 1'; empty where it has none."""
+    name = str(provider.generateBandName(band))
+    before, found, after = name.partition(": ")
+    return after.strip() if found and str(band) in before else ""
+
+
+def _data_type(provider: QgsRasterDataProvider) -> Any:
+    """One type that holds the values of all bands."""
+    types = {provider.dataType(band) for band in range(1, provider.bandCount() + 1)}
+    if len(types) == 1:
+        return types.pop()
+    wide = {Qgis.DataType.Float64, Qgis.DataType.Int32, Qgis.DataType.UInt32}
+    return Qgis.DataType.Float64 if types & wide else Qgis.DataType.Float32
+
+
+def _pieces(width: int, height: int) -> Iterator[tuple[int, int, int, int]]:
+    """(col, row, width, height) of the pieces; their edges are edges of the file's own tiles."""
+    for row in range(0, height, PIECE_PX):
+        for col in range(0, width, PIECE_PX):
+            yield col, row, min(PIECE_PX, width - col), min(PIECE_PX, height - row)
+
+
+def _planes(block: QgsRasterBlock) -> list[bytes]:
+    """Red, green, blue and alpha of a picture; alpha is 0 or 255, since a pixel counts or does not."""
+    image = block.image().convertToFormat(QImage.Format.Format_RGBA8888)
+    if image.isNull():
+        return [b"", b"", b"", b"\0"]
+    bits = image.constBits()
+    data = bytes(bits.asarray(image.sizeInBytes()))
+    return [data[0::4], data[1::4], data[2::4], data[3::4].translate(OPAQUE)]
+
+
+def _tr(text: str) -> str:
+    return QCoreApplication.translate("GeoPEFT", text)

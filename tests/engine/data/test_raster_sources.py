@@ -1,0 +1,329 @@
+"""Rasters that are no plain files: archives, subdatasets, web servers; and names that GDAL must never see."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio.shutil
+from geopeft.data import raster_sources
+from geopeft.data.raster import describe, open_raster, still_same
+from geopeft.data.raster_sources import archive_of, check_source, is_plain, is_remote, url_of
+from geopeft.errors import RasterError
+from rasterio.windows import Window
+
+MakeRaster = Callable[..., Path]
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves a folder's files in parts, as web servers do; `mode` spoils it."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.folder = folder
+        self.mode = "ok"
+        self.requests: list[str] = []
+        self.redirect_to = ""
+        self.released = threading.Event()
+
+    def url(self, name: str) -> str:
+        return f"http://127.0.0.1:{self.server_port}/{name}"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self._answer(with_body=False)
+
+    def do_GET(self) -> None:
+        self._answer(with_body=True)
+
+    def _answer(self, *, with_body: bool) -> None:
+        self.server.requests.append(f"{self.command} {self.path} {self.headers.get('Range', '')}")
+        if self.server.mode == "hang":
+            self.server.released.wait(20)
+            return
+        if self.server.mode == "redirect":
+            self.send_response(302)
+            self.send_header("Location", self.server.redirect_to)
+            self.end_headers()
+            return
+        file = self.server.folder / self.path.split("?")[0].lstrip("/")
+        if self.server.mode == "missing" or not file.is_file():
+            self.send_error(404)
+            return
+        data, wanted = file.read_bytes(), self.headers.get("Range")
+        total, status, part = len(data), 200, ""
+        if wanted and self.server.mode != "whole":
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            end = min(int(last) + 1 if last else total, total)
+            status, part = 206, f"bytes {first}-{end - 1}/{total}"
+            data = data[int(first) : end]
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data) if with_body else total))
+        self.send_header("Last-Modified", self.date_time_string(int(file.stat().st_mtime)))
+        if part:
+            self.send_header("Content-Range", part)
+        self.end_headers()
+        if with_body:
+            self.wfile.write(data)
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    served = Server(tmp_path)
+    thread = threading.Thread(target=served.serve_forever, daemon=True)
+    thread.start()
+    yield served
+    served.released.set()
+    served.shutdown()
+    served.server_close()
+    thread.join()
+
+
+def scene(size: int = 600) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 3000, (2, size, size)).astype("uint16")
+
+
+def read(path: str) -> np.ndarray:
+    info = describe(path)
+    with open_raster(info, [band.index for band in info.bands]) as reader:
+        return reader.read(Window(0, 0, info.width, info.height))[0]
+
+
+def cog(make_raster: MakeRaster, size: int = 600) -> Path:
+    return make_raster(scene(size), names=["B02", "B8A"], tiled=True, blockxsize=256, blockysize=256)
+
+
+@pytest.mark.parametrize("prefix", ["", "/vsicurl/"])
+def test_a_raster_on_a_web_server_is_read_in_parts(make_raster: MakeRaster, server: Server, prefix: str) -> None:
+    cog(make_raster)
+    path = prefix + server.url("raster.tif")
+    info = describe(path)
+    assert [band.name for band in info.bands] == ["B02", "B8A"] and info.path == path
+    assert (read(path) == scene()).all()
+    still_same(info)
+    beside = [line for line in server.requests if "raster.tif " not in line]
+    assert not beside, "nothing but the raster itself is asked for"
+
+
+def test_only_what_is_needed_of_a_large_remote_raster_is_fetched(make_raster: MakeRaster, server: Server) -> None:
+    size = cog(make_raster, 3000).stat().st_size
+    info = describe(server.url("raster.tif"))
+    server.requests.clear()
+    with open_raster(info, [1]) as reader:
+        reader.read(Window(2600, 2600, 200, 200))
+    ranges = [line.rsplit("=", 1)[1].split("-") for line in server.requests if "bytes=" in line]
+    assert 0 < sum(int(last) - int(first) + 1 for first, last in ranges) < size / 4
+    assert len(server.requests) <= 6
+
+
+def test_a_remote_raster_that_is_replaced_is_noticed(make_raster: MakeRaster, server: Server) -> None:
+    file = cog(make_raster)
+    info = describe(server.url("raster.tif"))
+    os.utime(file, (1, 1))
+    with pytest.raises(RasterError, match="changed while the job ran"):
+        still_same(info)
+
+
+def test_a_server_that_goes_at_the_end_costs_no_result(make_raster: MakeRaster, server: Server) -> None:
+    cog(make_raster)
+    info = describe(server.url("raster.tif"))
+    server.mode = "missing"
+    still_same(info)
+
+
+def test_a_server_that_does_not_answer_is_given_up_in_time(
+    make_raster: MakeRaster, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert raster_sources.TIMEOUT_S == 30
+    monkeypatch.setattr(raster_sources, "TIMEOUT_S", 1.0)
+    cog(make_raster)
+    server.mode = "hang"
+    start = time.monotonic()
+    with pytest.raises(RasterError, match="did not answer within 1 seconds") as caught:
+        describe(server.url("raster.tif"))
+    assert caught.value.code == "RASTER_REMOTE" and "Check the address" in caught.value.hint
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize(
+    ("mode", "text"), [("missing", "answers 404"), ("whole", "sends whole files only"), ("redirect", "it redirects to")]
+)
+def test_what_a_server_refuses_is_said(make_raster: MakeRaster, server: Server, mode: str, text: str) -> None:
+    cog(make_raster)
+    server.mode, server.redirect_to = mode, "ftp://127.0.0.1/a.tif"
+    with pytest.raises(RasterError, match=text) as caught:
+        describe(server.url("raster.tif?key=abc"))
+    assert caught.value.code == "RASTER_REMOTE"
+    assert "abc" not in caught.value.message + caught.value.hint, "a key in an address is not repeated"
+
+
+def test_a_server_that_is_not_there_is_said(server: Server) -> None:
+    url = server.url("a.tif")
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(RasterError, match="cannot be reached"):
+        describe(url)
+
+
+def test_a_raster_in_an_archive_is_read_and_watched(make_raster: MakeRaster, tmp_path: Path) -> None:
+    file = cog(make_raster)
+    archive = tmp_path / "scenes.zip"
+    with zipfile.ZipFile(archive, "w") as target:
+        target.write(file, "deep/raster.tif")
+    path = f"/vsizip/{archive}/deep/raster.tif"
+    info = describe(path)
+    assert (read(path) == scene()).all()
+    assert info.files == (str(archive),)
+    os.utime(archive, (1, 1))
+    with pytest.raises(RasterError, match="changed while"):
+        still_same(info)
+
+
+def test_a_raster_in_an_archive_on_a_web_server_is_read(
+    make_raster: MakeRaster, server: Server, tmp_path: Path
+) -> None:
+    with zipfile.ZipFile(tmp_path / "scenes.zip", "w") as target:
+        target.write(cog(make_raster), "raster.tif")
+    assert (read(f"/vsizip//vsicurl/{server.url('scenes.zip')}/raster.tif") == scene()).all()
+
+
+def test_subdatasets_are_read_and_watched(make_raster: MakeRaster, tmp_path: Path) -> None:
+    plain = cog(make_raster)
+    with rasterio.open(plain) as source:
+        profile = {**source.profile, "driver": "GPKG", "count": 1, "dtype": "uint8"}
+        for key in ("tiled", "blockxsize", "blockysize", "interleave"):
+            profile.pop(key, None)
+        with rasterio.open(tmp_path / "r.gpkg", "w", raster_table="scene", **profile, TILE_FORMAT="PNG") as target:
+            target.write((scene() % 255).astype("uint8")[:1])
+    path = f"GPKG:{tmp_path / 'r.gpkg'}:scene"
+    info = describe(path)
+    assert (read(path)[0] == scene()[0] % 255).all()
+    assert info.files == (str(tmp_path / "r.gpkg"),)
+
+
+def test_a_netcdf_variable_is_read(make_raster: MakeRaster, tmp_path: Path) -> None:
+    file = make_raster(scene(64)[:1].astype("float32"))
+    rasterio.shutil.copy(file, tmp_path / "v.nc", driver="netCDF")
+    path = f'NETCDF:"{tmp_path / "v.nc"}":Band1'
+    assert (read(path)[0] == scene(64)[0]).all()
+    assert describe(path).files == (str(tmp_path / "v.nc"),)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/vsicurl?header_file=/etc/passwd&url=http://127.0.0.1:1/a.tif",
+        "/vsizip//vsicurl?header_file=/etc/passwd&url=http%3A%2F%2F127.0.0.1/a.zip/a.tif",
+        "/vsicurl/file:///etc/passwd",
+        "/vsicurl/ftp://127.0.0.1/a.tif",
+        "/vsistdin/",
+        "/vsimem/a.tif",
+        "/vsicrypt/key=abc,file=/a.tif",
+        "/vsisubfile/0_100,/etc/passwd",
+        'NETCDF:"/vsistdin/":v',
+        "WMS:http://127.0.0.1:1/?SERVICE=WMS",
+        "WCS:http://127.0.0.1:1/?SERVICE=WCS",
+        "PG:dbname=x",
+        "vrt:///etc/passwd?bands=1",
+        "ftp://127.0.0.1/a.tif",
+        "<GDAL_WMS><Service/></GDAL_WMS>",
+    ],
+)
+@pytest.mark.parametrize("inside_a_vrt", [False, True])
+def test_names_that_are_more_than_files_are_refused(name: str, inside_a_vrt: bool, tmp_path: Path) -> None:
+    path = name
+    if inside_a_vrt:
+        path = str(tmp_path / "x.vrt")
+        quoted = name.replace("&", "&amp;").replace("<", "&lt;")
+        Path(path).write_text(vrt(f"<SimpleSource><SourceFilename>{quoted}</SourceFilename></SimpleSource>"))
+    with pytest.raises(RasterError, match="neither a file nor a file behind") as caught:
+        describe(path)
+    assert caught.value.code == "RASTER_SOURCE" and "Save that raster as GeoTIFF" in caught.value.hint
+
+
+def vrt(band: str) -> str:
+    return (
+        '<VRTDataset rasterXSize="600" rasterYSize="600"><SRS>EPSG:32633</SRS>'
+        "<GeoTransform>300000, 10, 0, 5800000, 0, -10</GeoTransform>"
+        f'<VRTRasterBand dataType="UInt16" band="1">{band}</VRTRasterBand></VRTDataset>'
+    )
+
+
+def test_a_vrt_in_a_vrt_is_looked_into(make_raster: MakeRaster, tmp_path: Path) -> None:
+    inner = tmp_path / "inner" / "i.vrt"
+    inner.parent.mkdir()
+    inner.write_text(vrt("<ComplexSource><SourceFilename>PG:dbname=x</SourceFilename></ComplexSource>"))
+    source = '<SourceFilename relativeToVRT="1">inner/i.vrt</SourceFilename>'
+    outer = tmp_path / "outer.vrt"
+    outer.write_text(vrt(f"<SimpleSource>{source}</SimpleSource>"))
+    with pytest.raises(RasterError, match=r"outer.vrt points to 'PG:dbname=x'"):
+        describe(str(outer))
+    inner.write_text(vrt(f"<SimpleSource><SourceFilename>{cog(make_raster)}</SourceFilename></SimpleSource>"))
+    assert (read(str(outer))[0] == scene()[0]).all()
+
+
+def test_a_vrt_of_remote_rasters_is_read(make_raster: MakeRaster, server: Server, tmp_path: Path) -> None:
+    cog(make_raster)
+    path = tmp_path / "x.vrt"
+    source = f"<SourceFilename>/vsicurl/{server.url('raster.tif')}</SourceFilename><SourceBand>2</SourceBand>"
+    path.write_text(vrt(f"<SimpleSource>{source}</SimpleSource>"))
+    assert (read(str(path))[0] == scene()[1]).all()
+
+
+@pytest.mark.parametrize("text", ["<SourceFilename>a.tif", "<!DOCTYPE x><VRTDataset"])
+def test_a_broken_vrt_is_said(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.vrt"
+    path.write_text(f"<VRTDataset>{text}")
+    with pytest.raises(RasterError, match="not a VRT that can be read"):
+        describe(str(path))
+
+
+def test_python_in_a_vrt_is_named_and_never_run(make_raster: MakeRaster, tmp_path: Path) -> None:
+    canary = tmp_path / "ran"
+    code = f"<PixelFunctionCode><![CDATA[open(r'{canary}', 'w')\ndef f(*a, **k): pass]]></PixelFunctionCode>"
+    source = f"<SimpleSource><SourceFilename>{cog(make_raster)}</SourceFilename></SimpleSource>"
+    language = "<PixelFunctionLanguage>Python</PixelFunctionLanguage>"
+    band = f"<PixelFunctionType>f</PixelFunctionType>{language}{code}{source}"
+    path = tmp_path / "x.vrt"
+    path.write_text(vrt(band).replace('band="1"', 'band="1" subClass="VRTDerivedRasterBand"'))
+    with pytest.raises(RasterError, match="Python code, which is never run"):
+        describe(str(path))
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "plain", "remote", "url", "archive"),
+    [
+        ("/data/a.tif", True, False, "", ""),
+        ("C:\\data\\a.tif", True, False, "", ""),
+        ("/data/vsicurl/http.tif", True, False, "", ""),
+        ("https://h.org/a.tif?x=1", False, True, "https://h.org/a.tif?x=1", ""),
+        ("/vsicurl/http://h/a.tif", False, True, "http://h/a.tif", ""),
+        ("/vsizip//vsicurl/https://h/a.zip/b.tif", False, True, "https://h/a.zip", ""),
+        ('NETCDF:"/vsicurl/https://h/a.nc":v', False, True, "https://h/a.nc", ""),
+        ("/vsis3/bucket/a.tif", False, True, "", ""),
+        ("/vsizip/{here}/b.zip/c.tif", False, False, "", "{here}/b.zip"),
+        ("/vsitar/{{here}/b.zip}/c.tif", False, False, "", "{here}/b.zip"),
+    ],
+)
+def test_names_are_understood(path: str, plain: bool, remote: bool, url: str, archive: str, tmp_path: Path) -> None:
+    (tmp_path / "b.zip").write_bytes(b"PK")
+    path, archive = path.replace("{here}", str(tmp_path)), archive.replace("{here}", str(tmp_path))
+    assert (is_plain(path), is_remote(path), url_of(path), archive_of(path)) == (plain, remote, url, archive)
+    check_source(path)

@@ -1,0 +1,3 @@
+"""qgis.PyQt.QtTest as QGIS 4 has it."""
+
+from PyQt6.QtTest import *  # noqa: F403

@@ -1,0 +1,1 @@
+"""What QGIS 4 puts before PyQt6."""

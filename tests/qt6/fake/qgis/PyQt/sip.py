@@ -1,0 +1,3 @@
+"""qgis.PyQt.sip as QGIS 4 has it."""
+
+from PyQt6.sip import *  # noqa: F403
