@@ -15,9 +15,7 @@ from typing import Any, NamedTuple, Optional
 from qgis.core import (
     Qgis,
     QgsCoordinateReferenceSystem,
-    QgsDataProvider,
     QgsFeedback,
-    QgsProviderRegistry,
     QgsRasterBlock,
     QgsRasterBlockFeedback,
     QgsRasterDataProvider,
@@ -111,7 +109,6 @@ def plan(provider: QgsRasterDataProvider, extent: QgsRectangle, size: float = 0.
     first_row = math.floor((top - wanted.yMaximum()) / down + 1e-3)
     width = max(1, math.ceil((wanted.xMaximum() - left) / across - 1e-3) - first_col)
     height = max(1, math.ceil((top - wanted.yMinimum()) / down - 1e-3) - first_row)
-    _refuse_too_large(provider, width, height)
     x, y = left + first_col * across, top - first_row * down
     return Grid(QgsRectangle(x, y - height * down, x + width * across, y), width, height, across, down)
 
@@ -216,12 +213,17 @@ class _Copy:
                         if not target.writeBlock(block, band, piece[0], piece[1]):
                             raise self._cannot_write()
                     self._feedback.setProgress(90 * (number + 1) / len(pieces))
+            if self._empty_pieces == len(pieces):
+                text = _tr("The layer shows nothing in this extent. Choose another extent or another pixel size.")
+                raise CopyError(text)
+            # Closes the file and opens it again to read. Not with another object: PyQt hears of the end of one in this
+            # thread late, by its address, and takes the next one there for it.
+            if not target.setEditable(False):
+                raise self._cannot_write()
+            self._read_back(target, pieces, sums)
         finally:
             target.setEditable(False)
             del target
-        if self._empty_pieces == len(pieces):
-            raise CopyError(_tr("The layer shows nothing in this extent. Choose another extent or another pixel size."))
-        self._read_back(pieces, sums)
         notes = self._name_bands()
         try:
             with self._part.open("rb") as file:
@@ -302,17 +304,18 @@ class _Copy:
         place = self._part.with_suffix("")
         return CopyError(text.format(path=place, reason=f" ({reason})" if reason else ""))
 
-    def _read_back(self, pieces: list[tuple[int, int, int, int]], sums: list[int]) -> None:
+    def _read_back(
+        self, written: QgsRasterDataProvider, pieces: list[tuple[int, int, int, int]], sums: list[int]
+    ) -> None:
         """A full disk is not always reported when it fills: only what can be read again is there."""
-        written = open_provider(str(self._part))
         expected = iter(sums)
         for number, (col, row, width, height) in enumerate(pieces):
             for band in range(1, self._bands + 1):
                 if self._feedback.isCanceled():
                     raise CopyCanceled
                 extent = self._grid.piece(col, row, width, height)
-                block = written.block(band, extent, width, height) if written is not None else None
-                if block is None or zlib.crc32(bytes(block.data())) != next(expected):
+                block = written.block(band, extent, width, height)
+                if zlib.crc32(bytes(block.data())) != next(expected):
                     raise self._cannot_write()
             self._feedback.setProgress(90 + 10 * (number + 1) / len(pieces))
 
@@ -382,12 +385,6 @@ class _Watch:
             if (is_late or self._feedback.isCanceled()) and not question.isCanceled():
                 self.timed_out = is_late and not self._feedback.isCanceled()
                 question.cancel()
-
-
-def open_provider(path: str) -> Optional[QgsRasterDataProvider]:
-    """A raster file without a layer: in a thread, the provider of a layer may vanish from under Python."""
-    provider = QgsProviderRegistry.instance().createProvider("gdal", path, QgsDataProvider.ProviderOptions())
-    return provider if isinstance(provider, QgsRasterDataProvider) and provider.isValid() else None
 
 
 def band_name(provider: QgsRasterDataProvider, band: int) -> str:

@@ -53,7 +53,9 @@ def open_sample(project: QgsProject) -> Sample:
     raster = QgsRasterLayer(str(folder / "itaipu_landsat8.tif"), "Itaipu, Landsat 8")
     labels = QgsVectorLayer(f"{labels_file}|layername={LABELS}", "Itaipu labels", "ogr")
     if not (raster.isValid() and labels.isValid()):
-        text = QCoreApplication.translate("GeoPEFT", "The sample in {folder} is damaged. Delete that folder, try again.")
+        text = QCoreApplication.translate(
+            "GeoPEFT", "The sample in {folder} is damaged. Delete that folder, try again."
+        )
         raise LayerError(text.format(folder=folder))
     _style_raster(raster)
     _style_labels(labels)

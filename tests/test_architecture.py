@@ -17,9 +17,9 @@ PLUGIN = ROOT / "geopeft_qgis"
 
 # A module of the engine imports only from its own part and from parts to its left.
 ORDER = (
-    "errors events job writing checkpoint data models objective package classical runtime training pretext pretraining "
-    "pretrain forest blending texture_tiles labelled_pixels scenes starting prepare holdout fit evaluate vectorize "
-    "class_raster preview predict export quicklook devices probe schema __main__"
+    "errors events watched job writing checkpoint data models objective package classical runtime training pretext "
+    "pretraining pretrain forest blending texture_tiles labelled_pixels scenes starting prepare holdout fit evaluate "
+    "vectorize class_raster preview predict export quicklook devices probe schema __main__"
 ).split()
 # What the direction alone would allow.
 KNOWS_NOTHING_OF = {

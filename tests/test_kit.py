@@ -157,6 +157,24 @@ def test_every_marker_of_the_lock_is_understood(build: ModuleType) -> None:
         build.marker_holds(ast.parse("print('x')", mode="eval").body, {})
 
 
+@pytest.mark.parametrize(
+    ("marker", "holds"),
+    [
+        ("sys_platform == 'linux'", True),
+        ("sys_platform != 'linux'", False),
+        ("sys_platform == 'win32' or platform_machine == 'x86_64'", True),
+        ("sys_platform == 'win32' and platform_machine == 'x86_64'", False),
+        ("(platform_machine == 'arm64' or platform_machine == 'x86_64') and sys_platform == 'linux'", True),
+        ("python_full_version < '3.12'", True),
+        ("python_full_version >= '3.9'", True),
+        ("python_full_version == '3.11.*'", True),
+    ],
+)
+def test_markers_mean_what_they_say(build: ModuleType, marker: str, holds: bool) -> None:
+    facts = {**build.KIT_MARKERS["linux"], "python_full_version": "3.11.0"}
+    assert build.marker_holds(ast.parse(marker, mode="eval").body, facts) is holds
+
+
 def test_the_kit_command_makes_a_folder_that_reads_back(
     build: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,6 +41,8 @@ WORKER_IMPORTS = (
     "torch", "rasterio", "pyogrio", "scipy.optimize", "sklearn.ensemble", "sklearn.linear_model", "geopeft.preview",
 )  # fmt: skip
 WORKER_GDAL_CACHE_MB = "128"
+# The number that malloc.h gives to this option, and what counts as large.
+M_MMAP_THRESHOLD, LARGE_BYTES = -3, 1 << 20
 PRINTED = ("inspect", "models", "probe", "schema")
 EXIT_FAILED, EXIT_CANCELED = 1, 3
 
@@ -157,6 +159,7 @@ def _work(events: IO[str]) -> int:
     _watch_parent(None)
     # A twentieth of the memory, as GDAL takes by itself, is too much for a process that stays.
     os.environ.setdefault("GDAL_CACHEMAX", WORKER_GDAL_CACHE_MB)
+    _keep_memory_low()
     for module in WORKER_IMPORTS:
         importlib.import_module(module)
     # What imports have left stays for good: the collector need not look at it after every job.
@@ -176,6 +179,14 @@ def _work(events: IO[str]) -> int:
         if not reporter.keeps_log:
             return EXIT_CANCELED
     return 0
+
+
+def _keep_memory_low() -> None:
+    """Large arrays get pages of their own, which go back to the system as soon as they are free (glibc)."""
+    if sys.platform == "linux":
+        option = getattr(ctypes.CDLL(None), "mallopt", None)
+        if option is not None:
+            option(M_MMAP_THRESHOLD, LARGE_BYTES)
 
 
 def _give_memory_back() -> None:

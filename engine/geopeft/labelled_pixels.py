@@ -16,7 +16,7 @@ from geopeft.forest import Pixels
 from geopeft.texture_tiles import TILE_PX, TextureTiles, Tile, View
 
 # Enough for a first map within a second; training itself looks at more.
-PIXELS_PER_CLASS = 500
+PIXELS_PER_CLASS, MOST_PIXELS = 500, 3000
 # Tiles with labels that are looked at; for classes that have shown no pixel yet, so many times as many.
 MOST_TILES, MORE_FOR_MISSING = 160, 3
 # What they may take of the tiles' memory, so that they are there the next time.
@@ -150,7 +150,8 @@ def _sample(class_of_place: np.ndarray, place: np.ndarray, order: np.ndarray) ->
     """
     sizes = np.bincount(place, minlength=len(class_of_place))
     roots = np.sqrt(sizes)
-    wanted = np.ceil(PIXELS_PER_CLASS * roots / np.bincount(class_of_place, roots)[class_of_place]).astype(np.int64)
+    per_class = min(PIXELS_PER_CLASS, MOST_PIXELS / max(len(np.unique(class_of_place)), 1))
+    wanted = np.ceil(per_class * roots / np.bincount(class_of_place, roots)[class_of_place]).astype(np.int64)
     sequence = np.lexsort((order, place))
     rank = np.arange(len(place)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     kept = np.sort(sequence[rank < wanted[place[sequence]]])

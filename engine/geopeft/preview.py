@@ -34,6 +34,7 @@ from geopeft.package import ClassInfo
 from geopeft.runtime import Strip
 from geopeft.scenes import Scene, Scenes
 from geopeft.texture_tiles import TILE_PX, TextureTiles, Tile, View
+from geopeft.watched import watched
 from geopeft.writing import check_target
 
 # What the part of the raster that is looked at may take of the features' memory; labels elsewhere need the rest.
@@ -162,8 +163,7 @@ def _teach(job: PreviewJob, view: View, reader: RasterReader, warm: Warm, report
     there = set(pixels.classes.tolist())
     if len(there) < 2:
         raise _cannot_teach(job, view, [name for index, name in enumerate(names) if index not in there], reporter)
-    reporter.check_canceled()
-    model = fit_classical(pixels, len(names), len(view.indexes), job.seed)
+    model = watched(lambda: fit_classical(pixels, len(names), len(view.indexes), job.seed), reporter)
     classes = tuple(
         ClassInfo(value=index + 1, name=known.name, color=known.color, label=known.value)
         for index, known in enumerate(labels.classes)

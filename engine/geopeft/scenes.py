@@ -19,6 +19,7 @@ from geopeft.models.choose import input_bands
 from geopeft.models.spec import InputBand
 from geopeft.models.texture import describe_texture
 from geopeft.texture_tiles import View, make_view
+from geopeft.watched import watched
 
 MOST_SCENES, MOST_VIEWS = 4, 8
 # A server is not asked at every label whether its raster is still the same.
@@ -60,7 +61,8 @@ class Scenes:
         key = repr((path, tuple(bands), radiometry))
         scene = self._scenes.pop(key, None)
         if scene is None or not self._is_current(scene):
-            scene = _describe(path, bands, radiometry, reporter)
+            scene, sentence = watched(lambda: _describe(path, bands, radiometry), reporter)
+            reporter.message(sentence)
             self._asked[path] = time.monotonic()
         self._scenes[key] = scene
         if len(self._scenes) > MOST_SCENES:
@@ -91,19 +93,17 @@ class Scenes:
         return True
 
 
-def _describe(path: str, names: Sequence[str], radiometry: Radiometry, reporter: Reporter) -> Scene:
+def _describe(path: str, names: Sequence[str], radiometry: Radiometry) -> tuple[Scene, str]:
+    """The scene, and what its values are taken for."""
     info = describe(path)
-    reporter.check_canceled()
     chosen = select_bands(info, names) if names else info.bands
     statistics = band_statistics(info, [band.index for band in chosen])
     if not names:
         chosen, statistics = _without_lacking(chosen, statistics)
     values = assume_radiometry(info, chosen, statistics, radiometry)
-    reporter.message(values.sentence)
-    reporter.check_canceled()
     bands, _ = input_bands(BACKBONES["scratch_unet"], {}, chosen, statistics, values)
     indexes = tuple(band.index for band in chosen)
-    return Scene(f"{path} {info.fingerprint} {indexes} {radiometry}", info, bands, indexes)
+    return Scene(f"{path} {info.fingerprint} {indexes} {radiometry}", info, bands, indexes), values.sentence
 
 
 def _without_lacking(bands: tuple[Band, ...], statistics: BandStatistics) -> tuple[tuple[Band, ...], BandStatistics]:

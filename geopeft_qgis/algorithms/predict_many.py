@@ -30,7 +30,17 @@ from ..results import classes_as_text
 from .base import EngineAlgorithm
 
 SUMMARY_FILE = "geopeft_summary.csv"
-COLUMNS = ("raster", "state", "class_raster", "confidence", "polygons", "mapped_share", "seconds", "code", "message")
+COLUMNS: tuple[str, ...] = (
+    "raster",
+    "state",
+    "class_raster",
+    "confidence",
+    "polygons",
+    "mapped_share",
+    "seconds",
+    "code",
+    "message",
+)
 
 
 class PredictManyAlgorithm(EngineAlgorithm):

@@ -6,9 +6,10 @@ from typing import Any, Optional
 
 from qgis.core import Qgis, QgsMessageLog
 from qgis.gui import QgsDockWidget
-from qgis.PyQt.QtWidgets import QTabWidget, QVBoxLayout, QWidget
+from qgis.PyQt.QtCore import QTimer
+from qgis.PyQt.QtWidgets import QLabel, QTabWidget, QVBoxLayout, QWidget
 
-from .. import settings
+from .. import diagnostics, settings
 from .apply_tab import ApplyTab
 from .setup import SetupPanel
 from .setup_tasks import EngineSetup
@@ -20,7 +21,7 @@ LEVELS = {
     "error": Qgis.MessageLevel.Critical,
     "success": Qgis.MessageLevel.Success,
 }
-NOTICE_S = 10
+NOTICE_S, LOOK_AFTER_MS = 10, 1000
 
 
 class GeopeftDock(QgsDockWidget):
@@ -52,6 +53,11 @@ class GeopeftDock(QgsDockWidget):
         column.setContentsMargins(4, 4, 4, 4)
         column.addWidget(self.setup_panel)
         column.addWidget(self.tabs, 1)
+        self.device_label = QLabel()
+        self.device_label.setObjectName("GeopeftDevice")
+        self.device_label.setWordWrap(True)
+        self.device_label.setEnabled(False)
+        column.addWidget(self.device_label)
         self.setWidget(content)
         self.setup_panel.said.connect(self._say)
         self.setup_panel.setup.changed.connect(self.refresh)
@@ -59,6 +65,11 @@ class GeopeftDock(QgsDockWidget):
         self.train.said.connect(self._log)
         self.train.noticed.connect(self._notify)
         self.train.trained.connect(self.apply.models.catalogue.add)
+        # A look at the engine takes a second or two, in a thread; the window is to be there first.
+        self._look = QTimer(self)
+        self._look.setSingleShot(True)
+        self._look.timeout.connect(self.setup_panel.setup.check)
+        self._look.start(LOOK_AFTER_MS)
         self.refresh()
 
     @property
@@ -71,6 +82,8 @@ class GeopeftDock(QgsDockWidget):
         ready = settings.engine_python() is not None and not self.setup_panel.busy
         self.setup_panel.setVisible(not ready)
         self.train.set_engine_ready(ready)
+        self.device_label.setText(self.setup_panel.setup.device if ready else "")
+        self.device_label.setVisible(bool(self.device_label.text()))
 
     def open_model(self, path: str) -> None:
         """Shows a model package, for a file that was dropped on QGIS."""
@@ -80,6 +93,7 @@ class GeopeftDock(QgsDockWidget):
 
     def end(self) -> None:
         """Ends whatever runs; for when the plugin goes away."""
+        self._look.stop()
         self.train.end()
         self.apply.end()
         self.setup_panel.end()
@@ -98,6 +112,8 @@ class GeopeftDock(QgsDockWidget):
             QgsMessageLog.logMessage(text, "GeoPEFT", LEVELS.get(level, LEVELS["info"]), level == "warning")
 
     def _notify(self, level: str, text: str) -> None:
+        if level == "error":
+            diagnostics.note_error(text)
         if self._iface is not None and text:
             seconds = 0 if level == "error" else NOTICE_S
             self._iface.messageBar().pushMessage("GeoPEFT", text, LEVELS.get(level, LEVELS["info"]), seconds)

@@ -237,7 +237,8 @@ class ModelsPanel(QWidget):
         self._wanted = ""
         self._show_empty(self.list.count())
         if entry is not None and entry.error:
-            self._notify(entry.error, Qgis.MessageLevel.Warning)
+            # The details have the whole path; the bar has one line.
+            self._notify(entry.error.replace(entry.path, os.path.basename(entry.path)), Qgis.MessageLevel.Warning)
 
     def _show_empty(self, count: int) -> None:
         if self.catalogue.is_reading():
@@ -317,7 +318,7 @@ class ModelsPanel(QWidget):
 
     # Saying
 
-    def _notify(self, text: str, level: Qgis.MessageLevel) -> None:
+    def _notify(self, text: str, level: Any) -> None:
         QgsMessageLog.logMessage(text, "GeoPEFT", level, False)
         if self._iface is not None:
             seconds = 0 if level == Qgis.MessageLevel.Critical else 10

@@ -78,7 +78,10 @@ class PreviewLayer:
     def end(self) -> None:
         """Takes the layer away for good."""
         self.remove()
-        self._project.writeProject.disconnect(self._leave_out)
+        try:
+            self._project.writeProject.disconnect(self._leave_out)
+        except TypeError:
+            pass  # it has ended before
 
     def _add(self, layer: QgsRasterLayer) -> None:
         self._project.addMapLayer(layer, False)

@@ -216,7 +216,8 @@ class RasterList(QTreeWidget):
         event.acceptProposedAction()
 
     def _items(self) -> list[QTreeWidgetItem]:
-        return [self.topLevelItem(row) for row in range(self.topLevelItemCount())]
+        items = (self.topLevelItem(row) for row in range(self.topLevelItemCount()))
+        return [item for item in items if item is not None]
 
     def _find(self, path: str) -> Optional[QTreeWidgetItem]:
         return self._rows.get(_key(path)) if path else None

@@ -235,11 +235,12 @@ class TrainAndMap(QObject):
             self.finished.emit(self._fit_results, {**results, "RASTER": self._request.raster})
 
     def _remember_model(self) -> None:
-        """For a training that starts from this one."""
+        """For a training that starts from this one. No label is drawn for the background, so it is no class there."""
         try:
-            classes = [entry.name for entry in summary(read_manifest(self._request.model)).classes]
+            names = [entry.name for entry in summary(read_manifest(self._request.model)).classes]
         except PackageError:
             return
+        classes = [name for name in names if name != self._request.fit.get("BACKGROUND")]
         last_models.remember(QgsProject.instance(), self._request.raster, self._request.model, classes)
 
     def _stopped(self, error: str, canceled: bool) -> bool:

@@ -7,14 +7,17 @@ from typing import NamedTuple, Optional
 
 from qgis.core import (
     QgsContrastEnhancement,
+    QgsDataProvider,
     QgsMultiBandColorRenderer,
+    QgsProviderRegistry,
+    QgsRasterDataProvider,
     QgsRasterLayer,
     QgsSingleBandGrayRenderer,
     QgsTask,
 )
 from qgis.PyQt.QtCore import pyqtSignal
 
-from ..raster_copy import band_name, open_provider
+from ..raster_copy import band_name
 
 RED = ("red", "b4", "b04", "sr_b4")
 GREEN = ("green", "b3", "b03", "sr_b3")
@@ -50,6 +53,12 @@ class StretchTask(QgsTask):
     def finished(self, result: bool) -> None:
         """In the main thread."""
         self.measured.emit(self._stretch)
+
+
+def open_provider(path: str) -> Optional[QgsRasterDataProvider]:
+    """A raster file without a layer, for a thread; None where it cannot be opened."""
+    provider = QgsProviderRegistry.instance().createProvider("gdal", path, QgsDataProvider.ProviderOptions())
+    return provider if isinstance(provider, QgsRasterDataProvider) and provider.isValid() else None
 
 
 def measure(path: str) -> Stretch:

@@ -250,6 +250,9 @@ class TrainPanel(QScrollArea):
 
     def _preview_toggled(self, on: bool) -> None:
         settings.put("preview", "" if on else "off")
+        if on:
+            # The map has the colours of the table, so the labels get them too.
+            self.form.labels.adopt_style()
         self._follow_preview()
 
     def _follow_preview(self) -> None:

@@ -267,7 +267,7 @@ def test_a_cancel_stops_it(ask: Callable[..., dict[str, Any]], tmp_path: Path) -
 
 @pytest.mark.slow
 def test_a_cancel_never_waits_long(make_raster: MakeFile, make_labels: MakeFile, tmp_path: Path) -> None:
-    """In processor time, since other programs may be at work; 0.3 s is the promise once the raster is known."""
+    """In processor time, since other programs may be at work."""
     values, _ = world(1000, 10)
     raster = make_raster(values, nodata=0, tiled=True)
     warm, watch = Warm(), Watch(tmp_path)
@@ -275,6 +275,5 @@ def test_a_cancel_never_waits_long(make_raster: MakeFile, make_labels: MakeFile,
     for count in (15, 16):
         places = FIELDS[:count]
         labels = make_labels([box(*place) for _, *place in places], [name for name, *_ in places])
-        watch.gaps.clear()
         preview.run(parse({**job, "labels": str(labels)}), watch, warm)  # type: ignore[arg-type]
     assert max(watch.gaps) < 0.3

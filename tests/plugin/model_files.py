@@ -4,7 +4,6 @@ import json
 import time
 import zipfile
 
-import pytest
 from qgis.PyQt.QtCore import QCoreApplication
 
 MANIFEST = {
@@ -93,9 +92,8 @@ class Iface:
         return self.layer
 
 
-@pytest.fixture
-def models(tmp_path, monkeypatch, qgis_app):
-    """The models' folder with two models and a damaged one."""
+def models_folder(tmp_path, monkeypatch):
+    """Yields the models' folder, with two models and a damaged one; for a fixture."""
     from geopeft_qgis import settings
 
     for name in ("models_opened", "models_hidden"):

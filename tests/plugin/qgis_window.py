@@ -221,16 +221,17 @@ def window(tmp_path, screen):
 
 
 def engines(folder):
-    """Process ids of engines that were started with a file below `folder`, as the system sees them."""
+    """Process ids of the fake engines, workers too, of a QGIS whose home is `folder`."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                words = (entry / "cmdline").read_bytes().decode("utf-8", "replace")
+                is_engine = b"fake_engine" in (entry / "cmdline").read_bytes()
+                is_ours = f"HOME={folder}".encode() in (entry / "environ").read_bytes().split(b"\0")
                 state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
             except OSError:
                 continue
-            if str(folder) in words and "fake_engine" in words and state != "Z":
+            if is_engine and is_ours and state != "Z":
                 found.append(int(entry.name))
     return found
 

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from model_files import MANIFEST, Iface, members, models, wait_until, write  # noqa: F401
+from model_files import MANIFEST, Iface, members, models_folder, wait_until, write
 from qgis.core import (
     QgsApplication,
     QgsCoordinateReferenceSystem,
@@ -25,6 +25,11 @@ from qgis.gui import QgsMapCanvas
 from qgis.PyQt.QtCore import QCoreApplication, QEvent, QSize, Qt
 
 UTM = QgsCoordinateReferenceSystem("EPSG:32632")
+
+
+@pytest.fixture
+def models(tmp_path, monkeypatch, qgis_app):
+    yield from models_folder(tmp_path, monkeypatch)
 
 
 @pytest.fixture
@@ -50,7 +55,7 @@ def canvas(qgis_app):
 
 
 @pytest.fixture
-def panel(provider, fake_engine, models, project, canvas, tmp_path):  # noqa: F811
+def panel(provider, fake_engine, models, project, canvas, tmp_path):
     from geopeft_qgis import settings
     from geopeft_qgis.gui.apply_panel import ApplyPanel
     from geopeft_qgis.gui.model_catalogue import read_entry
@@ -195,7 +200,7 @@ def test_layers_of_the_project_are_listed_and_can_be_chosen(panel, raster_layer,
     assert panel.rasters.list.topLevelItemCount() == 0
 
 
-def test_a_layer_that_does_not_fit_cannot_be_chosen_and_says_why(panel, raster_layer, project, models):  # noqa: F811
+def test_a_layer_that_does_not_fit_cannot_be_chosen_and_says_why(panel, raster_layer, project, models):
     from geopeft_qgis.gui.model_catalogue import read_entry
 
     project.addMapLayer(QgsRasterLayer("type=xyz&url=file:///nowhere/%7Bz%7D.png", "web map", "wms"))
@@ -403,7 +408,7 @@ def test_a_folder_that_cannot_be_made_is_told(panel, scenes, tmp_path):
     assert panel.summary_label.text() == "No folder for the maps is chosen. Choose one."
 
 
-def test_maps_go_beside_the_project_unless_another_folder_was_chosen(provider, fake_engine, models, project, tmp_path):  # noqa: F811
+def test_maps_go_beside_the_project_unless_another_folder_was_chosen(provider, fake_engine, models, project, tmp_path):
     from geopeft_qgis import settings
     from geopeft_qgis.gui.apply_panel import ApplyPanel
 
@@ -428,7 +433,7 @@ def test_the_panel_fits_into_a_narrow_dock(panel, scenes):
     assert content.minimumSizeHint().width() <= 340
 
 
-def test_in_the_tab_a_model_leads_to_its_rasters_and_back(provider, fake_engine, models, project, scenes):  # noqa: F811
+def test_in_the_tab_a_model_leads_to_its_rasters_and_back(provider, fake_engine, models, project, scenes):
     from geopeft_qgis.gui.apply_tab import ApplyTab
 
     tab = ApplyTab()

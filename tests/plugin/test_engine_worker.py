@@ -128,6 +128,8 @@ def test_noise_goes_to_the_log(bench):
     one.submit("a")
     assert one.wait_for("a")[0]["classes"]
     assert {event["event"] for event in one.events["a"]} == {"started", "message", "progress"}
+    said = [event["text"] for event in one.events["a"] if event["event"] == "message"]
+    assert said == ["Values up to 2 are taken as reflectances."], "what names no job is not the job's"
     one.worker.close()
     assert b"[stdout] 100\n" in (one.folder / "worker" / "engine.log").read_bytes()
 

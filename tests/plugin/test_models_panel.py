@@ -6,11 +6,16 @@ import time
 from pathlib import Path
 
 import pytest
-from model_files import Iface, changed, members, models, wait_until, write  # noqa: F401
+from model_files import Iface, changed, members, models_folder, wait_until, write
 from qgis.core import QgsProject
 from qgis.PyQt.QtCore import QCoreApplication, QEvent, QMimeData, QPointF, Qt, QUrl
 from qgis.PyQt.QtGui import QDropEvent
 from qgis.PyQt.QtWidgets import QApplication
+
+
+@pytest.fixture
+def models(tmp_path, monkeypatch, qgis_app):
+    yield from models_folder(tmp_path, monkeypatch)
 
 
 @pytest.fixture

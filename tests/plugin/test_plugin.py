@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from qgis.core import QgsApplication
-from qgis.gui import QgsMessageBar
+from qgis.gui import QgsMapCanvas, QgsMessageBar
 from qgis.PyQt.QtWidgets import QMainWindow
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,10 +19,20 @@ class FakeIface:
     def __init__(self):
         self.window = QMainWindow()
         self.bar = QgsMessageBar(self.window)
+        self.canvas = QgsMapCanvas(self.window)
         self.there = []
 
     def mainWindow(self):
         return self.window
+
+    def mapCanvas(self):
+        return self.canvas
+
+    def layerTreeView(self):
+        return None
+
+    def activeLayer(self):
+        return None
 
     def messageBar(self):
         return self.bar
@@ -53,6 +63,12 @@ class FakeIface:
     def unregisterOptionsWidgetFactory(self, factory):
         self.there.remove(factory)
 
+    def registerCustomDropHandler(self, handler):
+        self.there.append(handler)
+
+    def unregisterCustomDropHandler(self, handler):
+        self.there.remove(handler)
+
 
 def provider_ids():
     return [p.id() for p in QgsApplication.processingRegistry().providers()]
@@ -67,7 +83,7 @@ def test_loading_and_unloading_twice_leaves_nothing(qgis_app):
         plugin = classFactory(iface)
         plugin.initGui()
         assert provider_ids() == [*before, "geopeft"] or set(provider_ids()) == {*before, "geopeft"}
-        assert len(iface.there) == 4
+        assert len(iface.there) == 5
         plugin.unload()
         assert iface.there == [] and provider_ids() == before
 
@@ -83,21 +99,6 @@ def test_qgis_process_needs_no_window(qgis_app):
     assert provider_ids() == before
 
 
-def test_the_options_page_keeps_what_was_chosen(qgis_app, tmp_path):
-    from geopeft_qgis import settings
-    from geopeft_qgis.gui.options import OptionsFactory
-
-    page = OptionsFactory().createWidget(None)
-    page.weights_folder.setFilePath(str(tmp_path))
-    page.device_box.setCurrentText("cpu")
-    page.apply()
-    assert settings.weights_folder() == str(tmp_path) and settings.device() == "cpu"
-    page.weights_folder.setFilePath("")
-    page.device_box.setCurrentText("auto")
-    page.apply()
-    assert settings.weights_folder() == "" and settings.device() == "auto"
-
-
 def test_an_own_engine_that_is_gone_is_named(qgis_app, tmp_path):
     from geopeft_qgis import settings
 
@@ -109,9 +110,10 @@ def test_an_own_engine_that_is_gone_is_named(qgis_app, tmp_path):
         settings.put("engine_python", "")
 
 
-def test_the_engine_command_starts_the_plugins_own_engine(qgis_app, tmp_path):
-    from geopeft_qgis import settings
+def test_the_engine_command_starts_the_plugins_own_engine(qgis_app, monkeypatch):
+    from geopeft_qgis import engine_state, settings
 
+    monkeypatch.setattr(engine_state, "needs_check", lambda: False)
     settings.put("engine_python", "/usr/bin/python3")
     try:
         command = settings.engine_command()

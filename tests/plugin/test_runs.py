@@ -43,7 +43,7 @@ def train(provider, fake_engine, raster_layer, label_layer, tmp_path, monkeypatc
     parent, runs = QObject(), []
     last_models.forget_session()
 
-    def start(pause_s=0.0, polygons=False, model="m.geopeft"):
+    def start(pause_s=0.0, polygons=False, model="m.geopeft", **more):
         monkeypatch.setenv("GEOPEFT_FAKE_PAUSE_S", str(pause_s))
         fit = {
             "RASTERS": [raster_layer.source()],
@@ -51,6 +51,7 @@ def train(provider, fake_engine, raster_layer, label_layer, tmp_path, monkeypatc
             "CLASS_FIELD": "class",
             "DEVICE": "cpu",
             "MODEL": str(tmp_path / model),
+            **more,
         }
         request = TrainingRequest(fit, raster_layer.source(), tmp_path / model, tmp_path / "map.tif", polygons)
         run = TrainAndMap(request, parent)
@@ -167,6 +168,12 @@ def test_the_last_model_is_remembered_for_the_next_training(train, raster_layer,
     assert last_models.last_model(project, "/other.tif") is None
     (tmp_path / "m.geopeft").unlink()
     assert last_models.last_model(project, raster_layer.source()) is None
+
+
+def test_the_background_is_no_class_that_labels_must_have(train, raster_layer, project):
+    _, heard = train(BACKGROUND="built up")
+    wait_until(lambda: heard.ends)
+    assert last_models.last_model(project, raster_layer.source()).classes == ("water", "Forêt")
 
 
 def test_a_saved_project_knows_its_last_models_wherever_it_is(qgis_app, project, tmp_path):

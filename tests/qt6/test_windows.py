@@ -22,6 +22,8 @@ from PyQt6.QtWidgets import (
     QMainWindow,
     QMenu,
     QMessageBox,
+    QPushButton,
+    QToolButton,
     QWidget,
 )
 from qgis import utils
@@ -140,6 +142,10 @@ def use(widget):
         if not widget.isReadOnly():
             QTest.keyClicks(widget, "ab 1")
             QTest.keyClick(widget, Qt.Key.Key_Return)
+    elif isinstance(widget, (QPushButton, QToolButton)) and widget.menu() is not None:
+        # A menu would wait for a choice.
+        widget.menu().aboutToShow.emit()
+        use_actions(widget.menu())
     elif isinstance(widget, QAbstractButton):
         QTest.mouseClick(widget, Qt.MouseButton.LeftButton)
     else:
@@ -155,11 +161,16 @@ def use_everything(window):
         if widget.isVisible() and widget.isEnabled() and widget.focusPolicy() != Qt.FocusPolicy.NoFocus:
             use(widget)
             used += 1
+    use_actions(window)
+    return used
+
+
+def use_actions(window):
+    """Every action below a window or menu."""
     for action in window.findChildren(QAction):
         if action.isEnabled() and action.menu() is None:
             action.trigger()
             QCoreApplication.processEvents()
-    return used
 
 
 def test_the_dock_is_shown_and_everything_in_it_used(plugin):
