@@ -20,10 +20,10 @@ from typing import IO, Any, NamedTuple, Optional, Union
 from .language import tr
 
 # The newest manifest that this plugin understands.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 SUFFIX = ".geopeft"
 MANIFEST, WEIGHTS = "manifest.json", "weights.safetensors"
-MEMBERS = frozenset((MANIFEST, WEIGHTS, "forest.onnx", "model.onnx"))
+MEMBERS = frozenset((MANIFEST, WEIGHTS, "forest.onnx", "start.safetensors", "model.onnx"))
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_TEXT = 300
 MAX_NAME = 80

@@ -7,6 +7,7 @@ from typing import Any, Optional
 from qgis.core import QgsApplication
 from qgis.PyQt.QtCore import QCoreApplication, Qt
 from qgis.PyQt.QtGui import QIcon
+from qgis.PyQt.QtWidgets import QMenu
 
 try:
     from qgis.PyQt.QtGui import QAction
@@ -77,6 +78,9 @@ class GeopeftPlugin:
             self._options = None
         if self._action is not None:
             self._iface.removePluginRasterMenu(MENU, self._action)
+            # QGIS takes its submenu out of the menu, but keeps it.
+            for menu in self._iface.mainWindow().findChildren(QMenu, MENU.replace("&", "")):
+                menu.deleteLater()
             self._iface.removeToolBarIcon(self._action)
             self._action.deleteLater()
             self._action = None

@@ -109,6 +109,7 @@ def plan(provider: QgsRasterDataProvider, extent: QgsRectangle, size: float = 0.
     first_row = math.floor((top - wanted.yMaximum()) / down + 1e-3)
     width = max(1, math.ceil((wanted.xMaximum() - left) / across - 1e-3) - first_col)
     height = max(1, math.ceil((top - wanted.yMinimum()) / down - 1e-3) - first_row)
+    _refuse_too_large(provider, width, height)
     x, y = left + first_col * across, top - first_row * down
     return Grid(QgsRectangle(x, y - height * down, x + width * across, y), width, height, across, down)
 

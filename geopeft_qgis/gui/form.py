@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Optional
@@ -120,10 +121,10 @@ class TrainingForm(QWidget):
 
     def _default_model(self) -> Path:
         layer = self.raster()
-        name = "".join(c if c.isalnum() or c in "-_" else "_" for c in layer.name()) if layer else "model"
+        name = re.sub(r"[^\w-]+", "_", layer.name()).strip("_") if layer else ""
         home = QgsProject.instance().homePath()
         folder = Path(home) if home else settings.models_folder()
-        return folder / f"{name}-{datetime.now():%Y-%m-%d}.geopeft"
+        return folder / f"{name or 'model'}-{datetime.now():%Y-%m-%d}.geopeft"
 
     def model(self) -> Path:
         """The model package that a training would write."""

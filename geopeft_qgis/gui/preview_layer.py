@@ -72,7 +72,10 @@ class PreviewLayer:
         layer, self._layer = self.layer, None
         if layer is not None and self._project.mapLayer(layer.id()) is not None:
             was_dirty = self._project.isDirty()
-            self._project.removeMapLayer(layer.id())
+            # It must outlive this call: the project may be going through its layers just now to remove them all, and
+            # would come upon one that has gone.
+            self._project.takeMapLayer(layer)
+            QTimer.singleShot(0, partial(id, layer))
             self._leave_dirty(was_dirty or amid_changes)
 
     def end(self) -> None:

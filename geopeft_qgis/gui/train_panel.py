@@ -179,6 +179,7 @@ class TrainPanel(QScrollArea):
         )
         self.preview_box.setChecked(settings.preview_is_on())
         self.preview_label = _text_label()
+        self.preview_label.setVisible(False)
         self.preview = Preview(self._iface.mapCanvas() if self._iface is not None else None, self)
         self.source_row = SourceRow()
         self.options = TrainOptions()
@@ -208,9 +209,6 @@ class TrainPanel(QScrollArea):
         self._arrange()
 
     def _arrange(self) -> None:
-        preview_row = QHBoxLayout()
-        preview_row.addWidget(self.preview_box)
-        preview_row.addWidget(self.preview_label, 1)
         buttons = QHBoxLayout()
         buttons.addWidget(self.run_button, 3)
         buttons.addWidget(self.stop_button, 2)
@@ -222,7 +220,8 @@ class TrainPanel(QScrollArea):
         column = QVBoxLayout(content)
         column.addWidget(self.sample_button)
         column.addWidget(self.form)
-        column.addLayout(preview_row)
+        column.addWidget(self.preview_box)
+        column.addWidget(self.preview_label)
         column.addWidget(self.options)
         column.addLayout(buttons)
         for widget in (self.progress, self.stage_label, self.result_label):
@@ -246,7 +245,11 @@ class TrainPanel(QScrollArea):
         self.sample_button.clicked.connect(self.open_sample)
         self.preview_box.toggled.connect(self._preview_toggled)
         self.preview.said.connect(self._say)
-        self.preview.status.connect(self.preview_label.setText)
+        self.preview.status.connect(self._show_preview_status)
+
+    def _show_preview_status(self, text: str) -> None:
+        self.preview_label.setText(text)
+        self.preview_label.setVisible(bool(text))
 
     def _preview_toggled(self, on: bool) -> None:
         settings.put("preview", "" if on else "off")
@@ -311,6 +314,7 @@ class TrainPanel(QScrollArea):
     def _stopped(self, text: str) -> None:
         self._training = None
         self.progress.setVisible(False)
+        self.curve.setVisible(bool(self.curve.lines("loss")))
         self.stage_label.clear()
         self.result_label.setText(text)
         self.refresh()

@@ -205,24 +205,27 @@ def test_a_stop_in_the_validation_does_not_wait_for_its_end(
 # Resume
 
 
-@pytest.mark.parametrize("adapter", ["full", "lora"])
+@pytest.mark.parametrize(("adapter", "trusts"), [("full", False), ("lora", True)])
 def test_a_fit_that_was_canceled_goes_on_to_the_same_weights(
-    run: Fit, tmp_path: Path, adapter: str, monkeypatch: pytest.MonkeyPatch
+    run: Fit, tmp_path: Path, adapter: str, trusts: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(fit, "TRUSTED_PLACES", 0 if trusts else 1000)
     loss = training.balanced_cross_entropy
     # As dropout would, this asks torch for random numbers.
     monkeypatch.setattr(training, "balanced_cross_entropy", lambda *parts: loss(*parts) * (1 + torch.rand(())))
     fields: dict[str, Any] = {"adapter": adapter, "backbone": "tf_efficientnet_lite0", "steps": 8}
     whole = run("whole", **fields)
-    total = whole.manifest.hyperparameters["steps"]
+    total, best = (whole.manifest.hyperparameters[name] for name in ("steps", "best_step"))
+    assert trusts or best == total
     # Before and after the adapter learns too, after a validation, and in the last steps on all labels.
-    for step in (2, 6, total + 1):
+    last = total + 1 if best else 6
+    for step in (2, 6, last):
         with pytest.raises(Canceled):
             run(reporter=At(step, cancel), **fields)
         assert left_in(tmp_path) == ["m.geopeft.resume", "whole.geopeft"]
     reporter = At(-1, cancel)
     again = run(reporter=reporter, **fields)
-    assert any(f"Goes on from step {total + 1} " in text for text in reporter.messages)
+    assert any(f"Goes on from step {last} " in text for text in reporter.messages)
     assert reporter.points == [0, 5, 8], "the curve is whole again"
     assert same(whole, again)
     assert left_in(tmp_path) == ["m.geopeft", "whole.geopeft"]

@@ -280,13 +280,15 @@ def test_removing_the_layers_during_a_run_loses_no_result(window, sample, tmp_pa
 PREVIEW = """
 def steps():
     yield from open_sample()
-    yield from wait_for(children)
+    yield from wait_for(lambda: any(one.customProperty("geopeft/preview") for one in
+                                    QgsProject.instance().mapLayers().values()))
     say(workers=len(children()))
     yield 0.5
 """
 ENDINGS = {
     "disabled": "    assert qgis.utils.unloadPlugin(NAME)\n    say(after=len(children()))\n    yield 0.5\n    quit_qgis()\n",
     "quit": "    say(after=0)\n    quit_qgis()\n",
+    "layers removed": "    QgsProject.instance().removeAllMapLayers()\n    yield 2\n    say(after=0)\n    quit_qgis()\n",
     "project left": "    iface.newProject(False)\n    yield 2\n    say(after=0)\n    quit_qgis()\n",
 }
 

@@ -11,6 +11,7 @@ import pytest
 from qgis.core import (
     QgsApplication,
     QgsCoordinateReferenceSystem,
+    QgsCoordinateTransform,
     QgsFeature,
     QgsGeometry,
     QgsMapLayer,
@@ -85,6 +86,8 @@ def canvas(project, raster_layer):
     bridge.deleteLater()
     canvas.deleteLater()
     QCoreApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
+    # QGIS does so before it ends, this process does not; at its end the cache would need a PROJ that has gone.
+    QgsCoordinateTransform.invalidateCache()
 
 
 @pytest.fixture

@@ -244,7 +244,6 @@ def test_a_canceled_copy_leaves_nothing(provider, service, tmp_path):
     from qgis.core import QgsApplication, QgsProcessingAlgRunnerTask
     from qgis.PyQt.QtCore import QCoreApplication
 
-    service.wait_s = 0.3
     feedback, context = Feedback(), QgsProcessingContext()
     box = extent(30, 30)
     parameters = {
@@ -261,6 +260,8 @@ def test_a_canceled_copy_leaves_nothing(provider, service, tmp_path):
     while not feedback.percents and time.monotonic() < end:
         QCoreApplication.processEvents()
         time.sleep(0.01)
+    service.mode = "hang"
+    time.sleep(0.3)
     asked = time.monotonic()
     feedback.cancel()
     while not ended and time.monotonic() < end:

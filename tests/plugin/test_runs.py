@@ -229,6 +229,7 @@ def test_the_last_model_is_started_from_unless_the_labels_lack_its_classes(optio
     options.set_choice("r.tif", ["a", "b", "c", "d"], tmp_path / "next.geopeft")
     assert not options.start_box.isChecked(), "what the user chose stays"
     assert options.fit_parameters()["START_MODEL"] == ""
+    options.start_box.setChecked(True)
     options.set_choice("r.tif", ["a", "c"], tmp_path / "next.geopeft")
     assert options.start_box.isVisibleTo(options) and not options.start_box.isChecked()
     assert "b" in options.start_box.toolTip()
