@@ -31,7 +31,6 @@ from qgis.PyQt.QtCore import QCoreApplication
 from qgis.PyQt.QtGui import QColor
 
 from .layers import LayerError
-from .result_metadata import MODEL_PROPERTY as MODEL_PROPERTY
 from .result_metadata import describe, model_facts
 
 CONFIDENCE_NODATA = 255
@@ -97,14 +96,16 @@ def _raster(path: str, name: str) -> QgsRasterLayer:
     options = QgsRasterLayer.LayerOptions(False)
     layer = QgsRasterLayer(path, name, "gdal", options)
     if not layer.isValid():
-        raise LayerError(f"The result {path} cannot be opened as a raster. Run again with another output file.")
+        text = _tr("The result {path} cannot be opened as a raster. Run again with another output file.")
+        raise LayerError(text.format(path=path))
     return layer
 
 
 def _vector(path: str, name: str) -> QgsVectorLayer:
     layer = QgsVectorLayer(path, name, "ogr")
     if not layer.isValid():
-        raise LayerError(f"The result {path} cannot be opened as polygons. Run again with another output file.")
+        text = _tr("The result {path} cannot be opened as polygons. Run again with another output file.")
+        raise LayerError(text.format(path=path))
     return layer
 
 

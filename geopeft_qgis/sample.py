@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 from typing import NamedTuple
 
 from qgis.core import (
@@ -50,8 +49,10 @@ def open_sample(project: QgsProject) -> Sample:
             "GeoPEFT", "The sample cannot be copied to {folder} ({reason}). Free space there, then try again."
         )
         raise LayerError(text.format(folder=folder, reason=error.strerror)) from error
-    raster = QgsRasterLayer(str(folder / "itaipu_landsat8.tif"), "Itaipu, Landsat 8")
-    labels = QgsVectorLayer(f"{labels_file}|layername={LABELS}", "Itaipu labels", "ogr")
+    scene = str(folder / "itaipu_landsat8.tif")
+    raster = QgsRasterLayer(scene, "Itaipu, Landsat 8")  # not shown: a name that is the same in every language
+    title = QCoreApplication.translate("GeoPEFT", "Itaipu labels")
+    labels = QgsVectorLayer(f"{labels_file}|layername={LABELS}", title, "ogr")
     if not (raster.isValid() and labels.isValid()):
         text = QCoreApplication.translate(
             "GeoPEFT", "The sample in {folder} is damaged. Delete that folder, try again."

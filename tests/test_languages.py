@@ -53,14 +53,14 @@ def read(code: str, other: str = "") -> visible_text.Found:
     ("code", "texts"),
     [
         ("class A(QWidget):\n def f(self): self.tr('One')", {("One", "A")}),
-        ("class A(QWidget):\n def f(self): self.tr('One ' 'two')\nclass B(A): pass", {("One two", "A"), ("One two", "B")}),
-        ("class A:\n def tr(self, text): return translate(text)\nclass B(A):\n def f(self): self.tr('x')", {("x", "GeoPEFT")}),
+        ("class A(QWidget):\n def f(self): self.tr('One ' 'two')\nclass B(A): pass", {("One two", "A"), ("One two", "B")}),  # noqa: E501
+        ("class A:\n def tr(self, text): return translate(text)\nclass B(A):\n def f(self): self.tr('x')", {("x", "GeoPEFT")}),  # noqa: E501
         ("QCoreApplication.translate('GeoPEFT', 'Two words')", {("Two words", "GeoPEFT")}),
         ("raise LayerError(tr('Two {n} words').format(n=1))", {("Two {n} words", "GeoPEFT")}),
         ("box.setText(_tr('On') if x else _tr('Off'))", {("On", "GeoPEFT"), ("Off", "GeoPEFT")}),
         ("_tr('On' if x else 'Off')", {("On", "GeoPEFT"), ("Off", "GeoPEFT")}),
         ("TITLES = {'a b': 'First one'}\n[tr(TITLES[key]) for key in TITLES]", {("First one", "GeoPEFT")}),
-        ("class A(QWidget):\n NAMES = ('x', 'y')\n def f(self): [self.tr(n) for n in self.NAMES]", {("x", "A"), ("y", "A")}),
+        ("class A(QWidget):\n NAMES = ('x', 'y')\n def f(self): [self.tr(n) for n in self.NAMES]", {("x", "A"), ("y", "A")}),  # noqa: E501
     ],
 )  # fmt: skip
 def test_a_translatable_text_is_found_with_its_contexts(code: str, texts: set[tuple[str, str]]) -> None:

@@ -132,8 +132,10 @@ class Constants:
         rows = [row for row in rows if row[0] == module] or rows
         found: list[str] = []
         for place, value in rows:
-            is_other_constant = isinstance(value, ast.Name) and value.id != name
-            literals = self.literals(value.id, place) if is_other_constant else literals_in(value)
+            if isinstance(value, ast.Name) and value.id != name:
+                literals = self.literals(value.id, place)
+            else:
+                literals = literals_in(value)
             if literals is None:
                 self.faults.add(f"{place}:{value.lineno}: {name} is given to tr, but is not made of literals")
             found += literals or []

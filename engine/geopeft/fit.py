@@ -165,13 +165,14 @@ def _teach_probe(model: SegmentationModel, start: Start | None, taught: Pixels, 
 
 def _identity(job: FitJob, prepared: Prepared, model: SegmentationModel, reader: ChipReader, held: HeldOut) -> str:
     """Checksum of all that decides how the training ends, but for the time it is given and the device."""
-    aside = "protocol rasters labels validation_labels area out start resume max_minutes device weights_dir json_file"
+    # Files are known by what is in them, and classes by name and value: their colours decide nothing.
+    aside = "protocol rasters labels validation_labels area classes out start resume max_minutes device weights_dir"
     digest = hashlib.sha256()
     for chip, place in held.chips:
         digest.update(f"{place}".encode() + chip.class_ids.tobytes())
     parts = [
         __version__,
-        job.model_dump(exclude=set(aside.split())),
+        job.model_dump(exclude={*aside.split(), "json_file"}),
         prepared.spec.model_dump(),
         [info.fingerprint for info in prepared.infos],
         [(c.name, c.value) for c in prepared.labels.classes],

@@ -119,8 +119,9 @@ class PredictAlgorithm(EngineAlgorithm):
                 try:
                     move(Path(entry[kind]), Path(wanted))
                 except OSError as error:
+                    text = self.tr("{wanted} cannot be written ({reason}); the result is at {path}.")
                     raise QgsProcessingException(
-                        f"{wanted} cannot be written ({error.strerror}); the result is at {entry[kind]}."
+                        text.format(wanted=wanted, reason=error.strerror, path=entry[kind])
                     ) from error
                 ResultStyler.attach(context, wanted, kind, classes, job["model"])
                 results[name] = wanted

@@ -53,7 +53,7 @@ class LabelEditor(QObject):
     def __init__(self, iface: Any, canvas: Optional[QgsMapCanvas], parent: Optional[QObject] = None) -> None:
         super().__init__(parent)
         self._iface = iface
-        self._canvas = canvas
+        self._canvas: Any = canvas  # tools are made only where there is one
         self._layer: Optional[QgsVectorLayer] = None
         self._field = ""
         self._class: Optional[LabelClass] = None

@@ -24,7 +24,7 @@ from qgis.PyQt.QtWidgets import (
 
 from ..model_match import match
 from ..model_package import Summary
-from ..results import MODEL_PROPERTY
+from ..result_metadata import MODEL_PROPERTY
 from ..sources import describe
 from .folder_scan import FolderScan
 

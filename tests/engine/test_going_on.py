@@ -307,13 +307,16 @@ def test_a_checkpoint_that_does_not_fit_is_ignored_with_one_sentence(
     assert not (tmp_path / "m.geopeft.resume").exists()
 
 
-def test_the_same_labels_in_another_file_go_on(run: Fit, tmp_path: Path) -> None:
+def test_the_same_labels_in_another_file_and_other_colours_go_on(run: Fit, tmp_path: Path) -> None:
     """QGIS writes its snapshot of the labels into another folder each time."""
-    fields = [(row, col) for row in range(8) for col in range(8)]
+
+    def style(color: str) -> list[dict[str, str]]:
+        return [{"value": name, "name": name, "color": color} for name in CLASSES]
+
     with pytest.raises(Canceled):
-        run(reporter=At(3, cancel), labels=str(draw(tmp_path / "one.gpkg", fields)))
+        run(reporter=At(3, cancel), labels=str(draw(tmp_path / "one.gpkg", MORE)), classes=style("#102030"))
     reporter = At(-1, cancel)
-    run(reporter=reporter, labels=str(draw(tmp_path / "two.gpkg", fields)))
+    run(reporter=reporter, labels=str(draw(tmp_path / "two.gpkg", MORE)), classes=style("#405060"))
     assert reporter.steps[0] == 4
 
 

@@ -187,7 +187,7 @@ def test_an_engine_that_is_not_set_up_is_said(panel, scenes, monkeypatch):
 
 
 def test_layers_of_the_project_are_listed_and_can_be_chosen(panel, raster_layer, project, scenes):
-    from geopeft_qgis.results import MODEL_PROPERTY
+    from geopeft_qgis.result_metadata import MODEL_PROPERTY
 
     made = QgsRasterLayer(str(scenes[0]), "map of before")
     made.setCustomProperty(MODEL_PROPERTY, "m")

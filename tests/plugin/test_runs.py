@@ -1,6 +1,8 @@
 """Training and mapping in one run, with the fake engine: how it ends, and what may happen to the layers meanwhile."""
 
 import json
+import os
+import shutil
 import sqlite3
 import time
 from pathlib import Path
@@ -256,3 +258,50 @@ def test_the_choices_reach_the_engine(provider, fake_engine, raster_layer, label
     assert (plain["start"], plain["resume"]) == ("", True)
     chosen = algorithm.job({**parameters, "START_MODEL": "last.geopeft", "RESUME": False}, context, tmp_path)
     assert (chosen["start"], chosen["resume"]) == (str(Path("last.geopeft").absolute()), False)
+
+
+# The real engine
+
+PYTHON = os.environ.get("GEOPEFT_ENGINE_PYTHON", "")
+SAMPLE = Path(__file__).resolve().parents[2] / "resources" / "sample"
+
+
+@pytest.mark.skipif(not PYTHON, reason="GEOPEFT_ENGINE_PYTHON does not name the engine's Python (build.py engine)")
+def test_a_real_training_is_stopped_mapped_and_started_from(provider, project, tmp_path):
+    from qgis.core import QgsVectorLayer
+
+    from geopeft_qgis.gui.runs import TrainAndMap, TrainingRequest, as_engine_outputs
+    from geopeft_qgis.results import load_result
+
+    last_models.forget_session()
+    for name in ("itaipu_landsat8.tif", "labels.gpkg"):
+        shutil.copy(SAMPLE / name, tmp_path)
+    raster = str(tmp_path / "itaipu_landsat8.tif")
+    labels = QgsVectorLayer(f"{tmp_path}/labels.gpkg|layername=train", "train", "ogr")
+    project.addMapLayer(labels)
+    parent = QObject()
+
+    def start(name, **more):
+        model = tmp_path / f"{name}.geopeft"
+        fit = {"RASTERS": [raster], "LABELS": labels.id(), "CLASS_FIELD": "class", "DEVICE": "cpu", "MODEL": str(model)}
+        run = TrainAndMap(TrainingRequest({**fit, **more}, raster, model, tmp_path / f"{name}.tif"), parent)
+        heard = Heard(run)
+        run.start()
+        return run, heard
+
+    run, heard = start("first")
+    wait_until(lambda: heard.ends or any(text.startswith("Training") for text in heard.steps), 240)
+    run.stop()
+    wait_until(lambda: heard.ends, 240)
+    kind, fit_results, predict_results = heard.ends[0]
+    assert kind == "finished" and 0 < fit_results["MIOU"] <= 1
+    assert any("as you asked" in text for _, text in heard.said)
+    layer = load_result(as_engine_outputs(predict_results), project, "g", str(tmp_path / "first.geopeft"))[0]
+    page = layer.htmlMetadata()
+    assert "Apache-2.0" in page and f"mIoU {fit_results['MIOU']:.2f}" in page and "itaipu_landsat8.tif" in page
+    last = last_models.last_model(project, raster)
+    assert last.path == tmp_path / "first.geopeft" and len(last.classes) == 5
+    run, heard = start("second", START_MODEL=str(last.path), STEPS=3)
+    wait_until(lambda: heard.ends, 240)
+    assert heard.ends[0][0] == "finished"
+    assert ("info", "Starts from the model first.geopeft.") in heard.said

@@ -14,9 +14,9 @@ from geopeft.models.spec import ModelSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from geopeft.models.segmentation import BaseWeights as BaseWeights
-    from geopeft.models.segmentation import SegmentationModel as SegmentationModel
-    from geopeft.models.segmentation import describe_parameters as describe_parameters
+    from geopeft.models.segmentation import BaseWeights, SegmentationModel, describe_parameters
+
+__all__ = ["BaseWeights", "ModelSpec", "SegmentationModel", "build", "describe_parameters"]
 
 
 def build(
@@ -60,7 +60,7 @@ def build(
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("BaseWeights", "SegmentationModel", "describe_parameters"):
+    if name in __all__:
         from geopeft.models import segmentation
 
         return getattr(segmentation, name)
