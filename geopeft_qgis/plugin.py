@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Optional
 
 from qgis.core import QgsApplication
+from qgis.PyQt import sip
 from qgis.PyQt.QtCore import QCoreApplication, Qt
 from qgis.PyQt.QtGui import QIcon
 from qgis.PyQt.QtWidgets import QMenu
@@ -88,7 +89,9 @@ class GeopeftPlugin:
             settings.put("dock", "open" if self._dock.isUserVisible() else "")
             self._dock.end()
             self._iface.removeDockWidget(self._dock)
-            self._dock.deleteLater()
+            # At once: while it waits to be deleted, Python lets go of its slots, and a signal of the project that still
+            # reaches one of them would end QGIS.
+            sip.delete(self._dock)
             self._dock = None
         if self._setup is not None:
             self._setup.end()

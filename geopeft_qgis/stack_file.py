@@ -276,7 +276,6 @@ def _warp(
         width=grid.size[0],
         height=grid.size[1],
         outputType=gdal.GetDataTypeByName(data_type),
-        srcNodata=band.nodata,
         dstNodata=nodata,
         resampleAlg="near" if band.is_category else "bilinear",
         errorThreshold=0.05,

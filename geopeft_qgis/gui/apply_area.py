@@ -62,7 +62,7 @@ class AreaChoice(QWidget):
         for widget in (self.kind_box, self.layer_box, self.selected_box):
             column.addWidget(widget)
         self.kind_box.currentIndexChanged.connect(self._kind_changed)
-        self.layer_box.layerChanged.connect(lambda *_: self.changed.emit())
+        self.layer_box.layerChanged.connect(self.changed)
         self._kind_changed()
 
     def value(self) -> Any:

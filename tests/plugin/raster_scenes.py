@@ -26,6 +26,8 @@ def make(path, values, pixel=10.0, nodata=None, crs=32632, left=LEFT, top=TOP, *
         band.WriteArray(plane)
         if nodata is not None:
             band.SetNoDataValue(nodata)
+        if "names" in more:
+            band.SetDescription(more["names"][number - 1])
         if "scale" in more:
             band.SetScale(more["scale"])
             band.SetOffset(-0.1)

@@ -7,6 +7,7 @@ from qgis.core import (
     QgsCoordinateReferenceSystem,
     QgsCoordinateTransform,
     QgsFeature,
+    QgsFeatureRequest,
     QgsGeometry,
     QgsPointXY,
     QgsProcessingContext,
@@ -275,7 +276,9 @@ def test_what_processing_makes_of_a_layer_works(label_layer, tmp_path):
     bow_tie.setGeometry(QgsGeometry.fromWkt("Polygon ((0 0, 10 10, 10 0, 0 10, 0 0))"))
     bow_tie.setAttribute("class", "snow")
     label_layer.dataProvider().addFeatures([bow_tie])
-    source = QgsProcessingFeatureSource(label_layer, QgsProcessingContext())
+    context = QgsProcessingContext()
+    context.setInvalidGeometryCheck(QgsFeatureRequest.InvalidGeometryCheck.GeometryAbortOnInvalid)
+    source = QgsProcessingFeatureSource(label_layer, context)
     labels = write_labels(source, None, "class", tmp_path / "labels.gpkg")
     assert labels.features == 5 and [c["value"] for c in labels.classes] == ["built up", "forest", "snow", "water"]
 

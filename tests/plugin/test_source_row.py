@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from qgis.core import (
+    QgsApplication,
     QgsCoordinateReferenceSystem,
     QgsLayerTreeModel,
     QgsRasterLayer,
@@ -198,13 +199,14 @@ def test_cancel_leaves_everything_as_it_was(row, service, project, tmp_path):
 def test_the_end_of_the_plugin_ends_a_fetch(row, service, project, tmp_path):
     layer = service.xyz()
     project.addMapLayer(layer)
-    service.wait_s = 0.5
+    service.mode = "hang"
     row.set_layer(layer)
     row.web.button.click()
     start = time.monotonic()
     row.end()
     assert time.monotonic() - start < 5 and not row.is_busy
-    wait(lambda: not list((tmp_path / "rasters").iterdir()), 3)
+    assert QgsApplication.taskManager().countActiveTasks() == 0
+    assert not list((tmp_path / "rasters").iterdir())
 
 
 def test_a_layer_that_goes_meanwhile_is_said(row, service, project):

@@ -222,7 +222,13 @@ def test_other_reference_systems_are_brought_to_the_first(provider, scene, tmp_p
 def test_rotated_rasters_are_straightened(provider, tmp_path):
     turned = make(tmp_path / "a_B02.tif", ramp(40, 60) + 1000, turn=3.0)
     values, dataset = read(run([turned, make(tmp_path / "a_B03.tif", ramp(40, 60))], tmp_path / "s.vrt")["OUTPUT"])
-    assert dataset.GetGeoTransform()[2] == 0 and (values[1] > 0).any()
+    left, _, turn, top = dataset.GetGeoTransform()[:4]
+    rows, columns = numpy.mgrid[5:25, 25:45]
+    x, y = left + 10 * (columns + 0.5) - LEFT, TOP - top + 10 * (rows + 0.5)
+    # Where that is in the turned raster: x = 10 c + 3 r, y = 10 r - 3 c.
+    c, r = (10 * x - 3 * y) / 109, (3 * x + 10 * y) / 109
+    assert turn == 0 and abs(values[0][5:25, 25:45] - (1100 + 5 * c + 20 * r)).max() < 8
+    assert abs(values[1][rows, columns] - (100 + x * 0.5 + y * 2)).max() <= 1
 
 
 def test_two_dates_of_a_band_keep_apart(provider, tmp_path):
@@ -236,6 +242,8 @@ def test_rasters_of_several_bands_are_taken_whole(provider, tmp_path):
     result = run(scene, tmp_path / "s.vrt")
     assert result["BANDS"] == "ortho 1, ortho 2, dsm"
     assert (read(result["OUTPUT"])[0][1] == ramp(40, 60) + 5).all()
+    scene[0] = make(tmp_path / "ortho_B02.tif", several, names=["Red", "NIR"])
+    assert run(scene, tmp_path / "s.vrt")["BANDS"] == "Red, NIR, dsm"
 
 
 @pytest.mark.skipif(not ENGINE_PYTHON, reason="needs the engine's Python: GEOPEFT_ENGINE_PYTHON")
@@ -319,8 +327,10 @@ def test_a_canceled_stack_leaves_nothing(provider, scene, tmp_path):
     from geopeft_qgis.stack_file import StackCanceled, write_stack
 
     bands = read_bands([str(path) for path in scene])
+    asked = []
     with pytest.raises(StackCanceled):
-        write_stack(bands, plan(bands), tmp_path / "s.tif", lambda percent: False)
+        write_stack(bands, plan(bands), tmp_path / "s.tif", lambda percent: bool(asked.append(percent)))
+    assert len(asked) == 1, "GDAL stops at once"
     assert not list(tmp_path.glob("s.tif*"))
 
 
