@@ -624,6 +624,17 @@ def show_figures(figures: dict[str, Any], seconds: dict[str, float]) -> None:
         print(f"{name:22} {spent:8.1f}")
 
 
+def command_screenshots(arguments: argparse.Namespace) -> int:
+    """Pictures of the panel for the README, from real QGIS."""
+    qgis = qgis_python()
+    if qgis is None:
+        raise Failure("QGIS is needed to take pictures of it.")
+    environment = clean_environment(PYTHONPATH=tools(engine_python()), PYTHONDONTWRITEBYTECODE=1)
+    out = arguments.out or ROOT / "resources" / "results"
+    command = [qgis, ROOT / "tests" / "screenshots.py", engine_python(), out, arguments.language]
+    return run([part for part in command if part], env=environment, stdout=sys.stdout).returncode
+
+
 def command_bench(arguments: argparse.Namespace) -> int:
     scripts = {path.stem.replace("_", "-"): path for path in sorted((ROOT / "tests" / "bench").glob("[!_]*.py"))}
     if arguments.name not in scripts:
@@ -650,6 +661,9 @@ def parser() -> argparse.ArgumentParser:
     test.add_argument("--fast", action="store_true", help="leave out the tests marked as slow")
     test.add_argument("--no-check", action="store_true", help="tests only")
     add("check", command_check, "style, types, schema, and what the plugin store's scanner would say")
+    shots = add("screenshots", command_screenshots, "take the README's pictures of the panel in real QGIS")
+    shots.add_argument("--out", type=Path, help="another folder than resources/results")
+    shots.add_argument("--language", default="", help="such as de or ja; else English")
     bench = add("bench", command_bench, "run tests/bench/NAME.py with the engine's Python")
     bench.add_argument("name")
     bench.add_argument("options", nargs=argparse.REMAINDER)

@@ -106,7 +106,9 @@ def main(engine_python: str, folder: str, language: str = "") -> int:
             )
             more = {"GEOPEFT_SHOTS": str(target), "GEOPEFT_ENGINE_PYTHON": "", "GEOPEFT_SHOTS_ENGINE": engine_python}
             if language:
-                more |= {"LANG": f"{language}.UTF-8", "LC_ALL": f"{language}.UTF-8", "LANGUAGE": language}
+                settings = profile / "profiles" / "default" / "QGIS" / "QGIS3.ini"
+                chosen = f"[locale]\noverrideFlag=true\nuserLocale={language}\n"
+                settings.write_text(settings.read_text(encoding="utf-8") + chosen, encoding="utf-8")
             window = qgis_window.Window(profile, screen, "from qgis.PyQt.QtCore import Qt, QTimer\n" + STEPS, **more)
             try:
                 window.process.wait(1800)

@@ -9,7 +9,6 @@ import secrets
 import sys
 import time
 import traceback
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import accumulate
@@ -17,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rasterio
 from rasterio.windows import Window
 
 from geopeft.class_raster import class_raster, origin_tags
 from geopeft.data.labels import read_area
-from geopeft.data.raster import RasterInfo, describe, gdal_env, still_same
+from geopeft.data.raster import RasterInfo, describe, open_dataset, still_same
 from geopeft.errors import Canceled, DeviceError, GeopeftError, JobError, LabelError
 from geopeft.events import Level, Reporter
 from geopeft.job import PredictJob
@@ -135,10 +133,8 @@ def _window_count(raster: str, runtime: Runtime, reporter: Reporter) -> int:
     """How many windows a raster is mapped in; 1 for a raster that cannot be opened, which is told later."""
     reporter.check_canceled()
     try:
-        with gdal_env(sidecars=True), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with rasterio.open(raster) as source:
-                shape = source.shape
+        with open_dataset(raster, sidecars=True) as source:
+            shape = source.shape
     except Exception:
         return 1
     window, overlap = runtime.window_px, runtime.overlap_px

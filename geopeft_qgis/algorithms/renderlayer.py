@@ -20,10 +20,11 @@ from qgis.core import (
     QgsRectangle,
 )
 
+from ..copy_plan import CopyError, Grid, megabytes, plan
 from ..layers import LayerError
-from ..raster_copy import CopyCanceled, CopyError, Grid, copy, is_picture, megabytes, plan
+from ..raster_copy import CopyCanceled, copy
 from ..server_answers import ServerAnswers
-from ..sources import RENDER_TITLE, UNUSABLE, describe
+from ..sources import RENDER_TITLE, UNUSABLE, describe, is_picture
 from .predict import destination_text
 from .source import SourceAlgorithm
 

@@ -21,7 +21,8 @@ from qgis.PyQt.QtWidgets import QComboBox, QFormLayout, QHBoxLayout, QLabel, QLi
 from .. import settings
 from ..algorithms.fit import BACKBONES
 from ..label_layer import free_path
-from ..layers import LayerError, raster_path
+from ..layers import LayerError, raster_parameter
+from ..sources import needs_rendering
 from .label_panel import LabelPanel
 from .runs import TrainingRequest
 
@@ -101,6 +102,8 @@ class TrainingForm(QWidget):
         """What the user has to do before training is possible; empty when nothing is missing."""
         if self.raster() is None:
             return self.tr("Add a raster to the project.")
+        if needs_rendering(self.raster()):
+            return self.tr("Fetch the layer as a raster first.")
         return self.labels.missing()
 
     def suggest_model(self, after: Optional[Path] = None) -> None:
@@ -150,7 +153,7 @@ class TrainingForm(QWidget):
             text = self.tr("The folder {folder} cannot be made ({reason}). Choose another one for the model.")
             raise LayerError(text.format(folder=model.parent, reason=error.strerror)) from error
         # Paths and ids: a layer may leave the project while the engine works.
-        raster = raster_path(self.raster())
+        raster = raster_parameter(self.raster())
         labels = self.labels.layer()
         if labels is None:
             raise LayerError(self.missing())

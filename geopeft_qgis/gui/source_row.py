@@ -10,8 +10,8 @@ from qgis.PyQt.QtCore import Qt, pyqtSignal
 from qgis.PyQt.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QSizePolicy, QVBoxLayout, QWidget
 
 from .. import settings
+from ..copy_plan import CopyError
 from ..label_layer import free_path
-from ..raster_copy import CopyError
 from ..sources import needs_rendering
 from .runs import AlgorithmRun, RunFeedback
 from .stack_row import StackRow
@@ -38,6 +38,7 @@ class SourceRow(QWidget):
         self._neighbour = ""
         self._name = ""
         self._needs_fetching = False
+        self._chosen = ""
         self.setObjectName("GeopeftSource")
         self.web = WebRow()
         self.stack = StackRow()
@@ -72,10 +73,13 @@ class SourceRow(QWidget):
         return self._run is not None or self._look is not None
 
     def set_layer(self, layer: Optional[QgsMapLayer]) -> None:
-        """The layer in the raster box."""
+        """The layer in the raster box; the same one again changes nothing of what was chosen."""
         self._needs_fetching = needs_rendering(layer)
-        self.web.set_layer(layer if self._needs_fetching else None)
-        self.error_label.clear()
+        chosen = layer.id() if layer is not None and self._needs_fetching else ""
+        if chosen != self._chosen:
+            self._chosen = chosen
+            self.web.set_layer(layer if self._needs_fetching else None)
+            self.error_label.clear()
         self._show()
 
     def set_labels(self, layer: Optional[QgsMapLayer]) -> None:

@@ -22,7 +22,7 @@ from qgis.PyQt.QtWidgets import (
 )
 
 from .. import settings
-from ..layers import LayerError, raster_path
+from ..layers import LayerError, raster_parameter
 from ..results import load_result
 from ..sample import open_sample
 from .curve import CurveWidget
@@ -94,7 +94,7 @@ class TrainPanel(QScrollArea):
 
     def _raster_path(self) -> str:
         try:
-            return raster_path(self.form.raster())
+            return raster_parameter(self.form.raster())
         except LayerError:
             return ""
 

@@ -21,7 +21,8 @@ from qgis.PyQt import sip
 from qgis.PyQt.QtCore import Qt, QTimer, pyqtSignal
 from qgis.PyQt.QtWidgets import QComboBox, QGridLayout, QLabel, QPushButton, QSizePolicy, QWidget
 
-from ..raster_copy import CopyError, is_picture, megabytes, native_sizes, plan, proposed_size
+from ..copy_plan import CopyError, megabytes, native_sizes, plan, proposed_size
+from ..sources import is_picture
 from .pixel_size import PixelSizeBox
 
 VISIBLE, LABELS, WHOLE = "visible", "labels", "whole"
@@ -93,9 +94,11 @@ class WebRow(QWidget):
 
     def set_labels(self, layer: Optional[QgsMapLayer]) -> None:
         """The label layer, whose extent can be fetched."""
-        self._labels = layer
+        is_same, self._labels = layer is self._labels, layer
         provider = self._provider()
-        if provider is not None:
+        if provider is not None and is_same:
+            self._estimate()
+        elif provider is not None:
             self._offer_areas(provider)
             self._propose()
 

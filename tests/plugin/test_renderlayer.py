@@ -92,7 +92,7 @@ def test_an_extent_in_another_crs_is_understood(provider, service, tmp_path):
 
 @pytest.mark.parametrize(("columns", "pixel"), [(1, 0.5971642835), (64, 19.109257071294063), (2000, 611.49622628141)])
 def test_the_proposed_pixel_is_the_zoom_level_that_keeps_the_raster_small(provider, service, columns, pixel):
-    from geopeft_qgis.raster_copy import PROPOSED_PIXELS, plan, proposed_size
+    from geopeft_qgis.copy_plan import PROPOSED_PIXELS, plan, proposed_size
 
     layer = service.xyz()
     source = layer.dataProvider()
@@ -103,7 +103,7 @@ def test_the_proposed_pixel_is_the_zoom_level_that_keeps_the_raster_small(provid
 
 
 def test_what_is_seen_on_the_map_decides_the_proposal(provider, service):
-    from geopeft_qgis.raster_copy import proposed_size
+    from geopeft_qgis.copy_plan import proposed_size
 
     layer, other = service.xyz(zoom=17), service.wms()
     source = layer.dataProvider()

@@ -144,6 +144,10 @@ def test_a_chosen_size_stays_when_the_map_moves(row, service, project, canvas):
     wait(lambda: not row.web._settle.isActive())
     assert row.web.size_box.value() == 2.0
     row.set_layer(layer)
+    assert row.web.size_box.value() == 2.0, "the panel may tell the same layer often"
+    other = service.xyz()
+    project.addMapLayer(other)
+    row.set_layer(other)
     assert row.web.size_box.value() != 2.0, "another layer gets a proposal again"
 
 
@@ -180,6 +184,7 @@ def test_a_failure_is_a_sentence_in_the_row(row, service, project):
     wait(lambda: not row.is_busy)
     assert row.got == [] and "The server of the layer failed" in row.failures[0]
     assert shown(row) == ["web", "error_label"] and row.error_label.text() == row.failures[0]
+    row.set_layer(None)
     row.set_layer(layer)
     assert shown(row) == ["web"]
 
