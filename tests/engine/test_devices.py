@@ -28,6 +28,12 @@ int cuDeviceGetAttribute(int *value, int attribute, int device)
 """
 
 
+@pytest.fixture(autouse=True)
+def without_stamp(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What the environment in which the tests run was set up for is of no concern."""
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "no environment"))
+
+
 def described(
     monkeypatch: pytest.MonkeyPatch,
     driver: Driver | None,

@@ -257,7 +257,9 @@ def test_a_fit_that_was_killed_goes_on_from_its_last_checkpoint(run: Fit, scene:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "job.json").write_text(json.dumps(job_of(scene, tmp_path / "m.geopeft", **fields)))
     settings = {**QUICK, checkpoint: {"MOST_TIME": 1e9}, training: {**QUICK[training], "CHECKPOINT_S": 0.0}}
-    code = "import sys, importlib; from geopeft import __main__\n"
+    code = "import sys, importlib, torch; from geopeft import __main__\n"
+    # Sums of another number of threads are rounded otherwise.
+    code += f"torch.set_num_threads({torch.get_num_threads()})\n"
     code += "".join(
         f"importlib.import_module('{module.__name__}').{name} = {value}\n"
         for module, values in settings.items()

@@ -228,6 +228,8 @@ RELOAD = """
     yield from wait_for(lambda: dock() is not None)
     yield from wait_for(lambda: button("Train and map").isEnabled())
     say(usable=True)
+    # QGIS asks before it ends while anything is under way, such as a look at the engine.
+    yield from wait_for(idle)
     quit_qgis()
 """
 

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-
 from qgis.PyQt.QtCore import QCoreApplication, QObject, QTimer
 from qgis.PyQt.QtWidgets import QLabel
 
