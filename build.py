@@ -99,7 +99,7 @@ def command_lock(arguments: argparse.Namespace) -> int:
     """Newest releases, for all platforms; what is pinned already stays unless --upgrade is given."""
     uv = install.uv_program(say, may_use_apt=True)
     options = ["pip", "compile", "--universal", "--python-version", "3.11", "--generate-hashes", "--no-header"]
-    options += ["--no-annotate", "--no-emit-index-url", "--no-emit-find-links", "--quiet"]
+    options += ["--no-annotate", "--quiet"]
     options += ["--upgrade"] if arguments.upgrade else []
     engine_lock, tests_lock = ROOT / "engine" / "requirements.lock", ROOT / "tests" / "requirements.lock"
     jobs: dict[Path, list[object]] = {

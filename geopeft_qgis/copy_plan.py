@@ -6,8 +6,8 @@ import math
 from typing import Any, NamedTuple
 
 from qgis.core import Qgis, QgsRasterBlock, QgsRasterDataProvider, QgsRectangle
-from qgis.PyQt.QtCore import QCoreApplication
 
+from .language import tr
 from .sources import is_picture
 
 MAX_PIXELS = 16384 * 16384
@@ -76,7 +76,7 @@ def plan(provider: QgsRasterDataProvider, extent: QgsRectangle, size: float = 0.
     if has_limits:
         wanted = wanted.intersect(whole)
     if wanted.isEmpty() or not wanted.isFinite():
-        raise CopyError(_tr("The chosen extent lies outside of the layer. Choose an extent that the layer covers."))
+        raise CopyError(tr("The chosen extent lies outside of the layer. Choose an extent that the layer covers."))
     across, down = _pixel(provider, wanted, size)
     left, top = (whole.xMinimum(), whole.yMaximum()) if has_limits else (0.0, 0.0)
     # A thousandth of a pixel more or less is rounding, not a wish for one more.
@@ -109,7 +109,7 @@ def _pixel(provider: QgsRasterDataProvider, extent: QgsRectangle, size: float) -
 def _refuse_too_large(provider: QgsRasterDataProvider, width: int, height: int) -> None:
     if width * height <= MAX_PIXELS:
         return
-    text = _tr(
+    text = tr(
         "The copy would have {width} x {height} pixels ({megabytes:,.0f} MB); {most:,.0f} million are the most. "
         "Choose larger pixels or a smaller extent."
     )
@@ -124,7 +124,3 @@ def common_type(provider: QgsRasterDataProvider) -> Any:
         return types.pop()
     wide = {Qgis.DataType.Float64, Qgis.DataType.Int32, Qgis.DataType.UInt32}
     return Qgis.DataType.Float64 if types & wide else Qgis.DataType.Float32
-
-
-def _tr(text: str) -> str:
-    return QCoreApplication.translate("GeoPEFT", text)

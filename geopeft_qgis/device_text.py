@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from qgis.PyQt.QtCore import QCoreApplication
+from .language import tr
 
 # Keyed by the engine's codes.
 REASONS = {
@@ -32,27 +32,23 @@ def summary(told: Mapping[str, Any], chosen: str = "auto") -> str:
     gpus = [device for device in devices if device.get("device") != "cpu" and device.get("usable")]
     used = next((gpu for gpu in gpus if chosen in ("auto", gpu.get("device"))), None)
     if used is not None:
-        return _tr("Computes on: {name}").format(name=_named(used))
-    cores = _tr("the CPU ({count} cores)").format(count=cpu.get("cores") or os.cpu_count() or 1)
+        return tr("Computes on: {name}").format(name=_named(used))
+    cores = tr("the CPU ({count} cores)").format(count=cpu.get("cores") or os.cpu_count() or 1)
     if chosen == "cpu":
         if not gpus:
-            return _tr("Computes on {cpu}").format(cpu=cores)
-        text = _tr("Computes on {cpu}, as chosen in the options; {gpu} is not used")
+            return tr("Computes on {cpu}").format(cpu=cores)
+        text = tr("Computes on {cpu}, as chosen in the options; {gpu} is not used")
         return text.format(cpu=cores, gpu=_named(gpus[0]))
     code = str(told.get("gpu_reason"))
-    reason = _tr(REASONS[code]) if code in REASONS else ""
+    reason = tr(REASONS[code]) if code in REASONS else ""
     if chosen != "auto":
-        reason = reason or _tr("this machine has none")
-        return _tr("{device} is chosen in the options, but {reason}").format(device=chosen.upper(), reason=reason)
+        reason = reason or tr("this machine has none")
+        return tr("{device} is chosen in the options, but {reason}").format(device=chosen.upper(), reason=reason)
     if not reason:
-        return _tr("Computes on {cpu}").format(cpu=cores)
-    return _tr("Computes on {cpu}: {reason}").format(cpu=cores, reason=reason)
+        return tr("Computes on {cpu}").format(cpu=cores)
+    return tr("Computes on {cpu}: {reason}").format(cpu=cores, reason=reason)
 
 
 def _named(device: Mapping[str, Any]) -> str:
     memory = round(int(device.get("memory_mb") or 0) / 1024)
     return f"{device.get('name')} ({memory} GB)" if memory else str(device.get("name"))
-
-
-def _tr(text: str) -> str:
-    return QCoreApplication.translate("GeoPEFT", text)

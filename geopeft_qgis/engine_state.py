@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 from qgis.core import QgsApplication, QgsSettings
-from qgis.PyQt.QtCore import QCoreApplication
 
 from . import engine_environment, settings
 from .engine_process import PROTOCOL
 from .engine_steps import answer
+from .language import tr
 
 READY, MISSING, OUTDATED, OWN_GONE, OWN_REFUSED, BROKEN = "ready missing outdated own_gone own_refused broken".split()
 PROBE_TIMEOUT_S = 60.0
@@ -50,12 +50,12 @@ def state() -> EngineState:
     """Reads stamps and earlier verdicts only; an own Python that was not looked at yet counts as ready."""
     own = own_python()
     if own and not Path(own).is_file():
-        text = _tr("There is no Python at {path}. Correct its path in Settings > Options > GeoPEFT.")
+        text = tr("There is no Python at {path}. Correct its path in Settings > Options > GeoPEFT.")
         return EngineState(OWN_GONE, None, text.format(path=own))
     python = Path(own) if own else engine_environment.engine_python(None, home())
     if python is None:
         if engine_environment.outdated(None, home()):
-            return EngineState(OUTDATED, None, _tr("The engine belongs to another version of GeoPEFT. Update it."))
+            return EngineState(OUTDATED, None, tr("The engine belongs to another version of GeoPEFT. Update it."))
         return EngineState(MISSING, None, not_set_up())
     problem = _verdicts.get(_key(python), "")
     return EngineState(OWN_REFUSED if own else BROKEN, None, problem) if problem else EngineState(READY, python)
@@ -63,7 +63,7 @@ def state() -> EngineState:
 
 def not_set_up() -> str:
     """The sentence for a fresh machine."""
-    return _tr("The engine is not set up yet. Press 'Set up the engine' in the GeoPEFT panel.")
+    return tr("The engine is not set up yet. Press 'Set up the engine' in the GeoPEFT panel.")
 
 
 def is_checked(python: Path) -> bool:
@@ -107,7 +107,7 @@ def _problem(python: Path, told: dict[str, Any]) -> str:
     """Why an engine that started does not fit, or empty."""
     protocol, version = told.get("protocol"), str(told.get("engine") or "?")
     if protocol != PROTOCOL or version != settings.version():
-        text = _tr(
+        text = tr(
             "The engine at {path} has version {found} (protocol {found_protocol}), and this plugin needs {wanted} "
             "(protocol {wanted_protocol}). Update it, or let GeoPEFT set up its own engine."
         )
@@ -120,7 +120,7 @@ def _problem(python: Path, told: dict[str, Any]) -> str:
         )
     missing = [str(name) for name in told.get("missing") or []]
     if missing:
-        text = _tr("The Python at {path} lacks {packages}. Install them there, or let GeoPEFT set up its own engine.")
+        text = tr("The Python at {path} lacks {packages}. Install them there, or let GeoPEFT set up its own engine.")
         return text.format(path=python, packages=_few(missing))
     return ""
 
@@ -128,15 +128,15 @@ def _problem(python: Path, told: dict[str, Any]) -> str:
 def _does_not_start(python: Path, complaint: str) -> str:
     lacks = "No module named" in complaint
     if lacks:
-        text = _tr("The Python at {path} lacks {packages}. Install them there, or let GeoPEFT set up its own engine.")
+        text = tr("The Python at {path} lacks {packages}. Install them there, or let GeoPEFT set up its own engine.")
         return text.format(path=python, packages=complaint.rsplit("'", 2)[-2] if complaint.count("'") > 1 else "?")
-    text = _tr("The engine at {path} does not start ({reason}). Press Repair, or choose another Python.")
+    text = tr("The engine at {path} does not start ({reason}). Press Repair, or choose another Python.")
     return text.format(path=python, reason=complaint.strip().rstrip(".")[:200])
 
 
 def _few(names: list[str]) -> str:
     shown = ", ".join(names[:4])
-    return shown if len(names) <= 4 else _tr("{names} and {count} more").format(names=shown, count=len(names) - 4)
+    return shown if len(names) <= 4 else tr("{names} and {count} more").format(names=shown, count=len(names) - 4)
 
 
 def _key(python: Path) -> str:
@@ -164,19 +164,15 @@ def folder_problem(folder: Path) -> str:
     plugin = Path(__file__).resolve().parent
     where = folder.resolve()
     if not folder.is_absolute():
-        return _tr("Choose a folder with its whole path.")
+        return tr("Choose a folder with its whole path.")
     if plugin == where or plugin in where.parents:
-        return _tr("An upgrade of the plugin would delete this folder. Choose one outside the plugin.")
+        return tr("An upgrade of the plugin would delete this folder. Choose one outside the plugin.")
     qgis = Path(QgsApplication.prefixPath()).resolve()
     if len(qgis.parts) > 2 and (qgis == where or qgis in where.parents):
-        return _tr("This folder belongs to QGIS. Choose one outside of it.")
+        return tr("This folder belongs to QGIS. Choose one outside of it.")
     there = next((part for part in (where, *where.parents) if part.exists()), where)
     try:
         with tempfile.TemporaryFile(dir=there):
             return ""
     except OSError:
-        return _tr("The folder {path} cannot be written. Choose another one.").format(path=folder)
-
-
-def _tr(text: str) -> str:
-    return QCoreApplication.translate("GeoPEFT", text)
+        return tr("The folder {path} cannot be written. Choose another one.").format(path=folder)

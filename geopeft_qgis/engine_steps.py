@@ -121,7 +121,7 @@ def child_environment(pip: bool = False, network: Optional[Network] = None) -> d
 
 def _index_variables(network: Network, child: Mapping[str, str]) -> dict[str, str]:
     """The package index and its certificates for uv, which does not read pip's settings, and for pip."""
-    index = network.index or child.get("UV_DEFAULT_INDEX") or _pip_setting("index-url")
+    index = network.index or child.get("UV_DEFAULT_INDEX") or _pip_setting("index_url")
     found = {"UV_DEFAULT_INDEX": index, "PIP_INDEX_URL": index} if index else {}
     certificates = _pip_setting("cert")
     if os.path.isfile(certificates) and "SSL_CERT_FILE" not in child:
@@ -131,13 +131,13 @@ def _index_variables(network: Network, child: Mapping[str, str]) -> dict[str, st
 
 def _pip_setting(name: str) -> str:
     """A setting of pip's, from its variables or its files in pip's own order; empty where there is none."""
-    value = os.environ.get("PIP_" + name.upper().replace("-", "_"), "")
+    value = os.environ.get(f"PIP_{name.upper()}", "")
     for path in [] if value else _pip_files():
         parser = configparser.RawConfigParser()
         with contextlib.suppress(OSError, configparser.Error, UnicodeDecodeError):
             parser.read(path, encoding="utf-8")
         for section in ("global", "download", "install"):
-            for key in (name, name.replace("-", "_")):
+            for key in (name.replace("_", "-"), name):
                 value = parser.get(section, key, fallback=value)
     return value.strip()
 

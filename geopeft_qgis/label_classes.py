@@ -17,11 +17,12 @@ from qgis.core import (
     QgsVectorLayer,
 )
 from qgis.PyQt import sip
-from qgis.PyQt.QtCore import QCoreApplication, QObject, pyqtSignal
+from qgis.PyQt.QtCore import QObject, pyqtSignal
 from qgis.PyQt.QtGui import QColor
 
 from .label_shapes import edit_command
 from .label_style import CLASS_FIELD, MAX_CLASSES, LabelClass, class_symbol, is_label_layer, palette_color, recolored
+from .language import tr
 from .layers import LayerError, category_styles, class_text
 
 STYLE_NAME = "labels"
@@ -276,9 +277,9 @@ class LabelClasses(QObject):
     def _free_name(self) -> str:
         names = {row.name for row in self._rows}
         number = len(self._rows) + 1
-        while _tr("class {number}").format(number=number) in names:
+        while tr("class {number}").format(number=number) in names:
             number += 1
-        return _tr("class {number}").format(number=number)
+        return tr("class {number}").format(number=number)
 
     def _checked(self, name: str, row: int) -> str:
         """The name, or LayerError where it cannot be used."""
@@ -294,7 +295,3 @@ class LabelClasses(QObject):
             text = self.tr("The field '{field}' holds names of up to {number} letters. Choose a shorter one.")
             raise LayerError(text.format(field=self.field, number=field.length()))
         return name
-
-
-def _tr(text: str) -> str:
-    return QCoreApplication.translate("GeoPEFT", text)

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple, Optional
 
 from qgis.core import QgsCoordinateTransform, QgsFeature, QgsFeatureRequest, QgsVectorLayer
 from qgis.PyQt import sip
-from qgis.PyQt.QtCore import QCoreApplication, QObject, QTimer, pyqtSignal
+from qgis.PyQt.QtCore import QObject, QTimer, pyqtSignal
 
 from .label_shapes import Grid, Measure, measure, transform_to
 from .label_style import MAX_CLASSES
+from .language import tr
 from .layers import class_text
 
 CHUNK = 50
@@ -300,28 +301,24 @@ def hints(summary: Summary, names: Mapping[str, str], background: bool) -> list[
     found = []
     present = {key: summary.classes[key] for key in names if key in summary.classes}
     if len(present) == 1 and not background:
-        text = _tr("Only '{name}' has labels: draw a second class, or name the background under Advanced.")
+        text = tr("Only '{name}' has labels: draw a second class, or name the background under Advanced.")
         found.append(text.format(name=names[next(iter(present))]))
     few = [key for key, count in present.items() if count.shapes < ENOUGH_SHAPES]
     if len(few) == 1:
-        text = _tr("'{name}' has {number} of the {enough} shapes it needs at least: draw more, in other places.")
+        text = tr("'{name}' has {number} of the {enough} shapes it needs at least: draw more, in other places.")
         found.append(text.format(name=names[few[0]], number=present[few[0]].shapes, enough=ENOUGH_SHAPES))
     elif few:
-        text = _tr("{names} have fewer than {enough} shapes: draw more, in different places.")
+        text = tr("{names} have fewer than {enough} shapes: draw more, in different places.")
         found.append(text.format(names=_listed([names[key] for key in few]), enough=ENOUGH_SHAPES))
     spots = [key for key, count in present.items() if key not in few and _in_one_spot(count, summary)]
     if spots:
-        text = _tr("All shapes of {names} are in one spot: draw some elsewhere.")
+        text = tr("All shapes of {names} are in one spot: draw some elsewhere.")
         found.append(text.format(names=_listed([names[key] for key in spots])))
     if summary.outside:
-        found.append(_tr("Shapes outside the raster, which teach nothing: {number}.").format(number=summary.outside))
+        found.append(tr("Shapes outside the raster, which teach nothing: {number}.").format(number=summary.outside))
     if summary.cut:
-        found.append(_tr("Only the first {number} shapes are counted here.").format(number=MAX_SHAPES))
+        found.append(tr("Only the first {number} shapes are counted here.").format(number=MAX_SHAPES))
     return found
-
-
-def _tr(text: str) -> str:
-    return QCoreApplication.translate("GeoPEFT", text)
 
 
 def _listed(names: list[str]) -> str:

@@ -16,11 +16,11 @@ from qgis.core import (
     QgsVectorLayer,
     QgsWkbTypes,
 )
-from qgis.PyQt.QtCore import QCoreApplication
 
 from . import settings
 from .label_classes import LabelClasses
 from .label_style import CLASS_FIELD, LABELS_PROPERTY, LabelClass
+from .language import tr
 from .layers import STRING, LayerError
 
 
@@ -59,7 +59,7 @@ def create_label_layer(
     crs = crs if crs.isValid() else QgsProject.instance().crs()
     if not crs.isValid():
         raise LayerError(
-            _tr("Neither the raster nor the project has a coordinate reference system. Set the raster's and try again.")
+            tr("Neither the raster nor the project has a coordinate reference system. Set the raster's and try again.")
         )
     fields = QgsFields()
     fields.append(QgsField(CLASS_FIELD, STRING))
@@ -79,7 +79,7 @@ def create_label_layer(
         del writer  # closes the file
     layer = QgsVectorLayer(f"{path}|layername=labels", path.stem, "ogr") if not reason else None
     if layer is None or not layer.isValid():
-        text = _tr("The label layer cannot be made in {folder} ({reason}). Save the project in a folder of yours.")
+        text = tr("The label layer cannot be made in {folder} ({reason}). Save the project in a folder of yours.")
         raise LayerError(text.format(folder=path.parent, reason=reason or "GeoPackage"))
     layer.setCustomProperty(LABELS_PROPERTY, True)
     form = layer.editFormConfig()
@@ -87,7 +87,3 @@ def create_label_layer(
     layer.setEditFormConfig(form)
     LabelClasses(layer, CLASS_FIELD, list(classes)).end()
     return layer
-
-
-def _tr(text: str) -> str:
-    return QCoreApplication.translate("GeoPEFT", text)

@@ -20,9 +20,9 @@ from qgis.core import (
     QgsVectorLayerUtils,
     QgsWkbTypes,
 )
-from qgis.PyQt.QtCore import QCoreApplication
 from qgis.PyQt.QtGui import QTransform
 
+from .language import tr
 from .layers import LayerError
 
 # What the engine gives lines and points unless told otherwise.
@@ -133,7 +133,7 @@ def outline_polygon(points: Iterable[QgsPointXY]) -> QgsGeometry:
 def start_editing(layer: QgsVectorLayer) -> None:
     """Puts a layer into edit mode; LayerError where it cannot be edited."""
     if not layer.isEditable() and not layer.startEditing():
-        text = _tr("The layer '{name}' cannot be edited. Press 'New' for a label layer of your own.")
+        text = tr("The layer '{name}' cannot be edited. Press 'New' for a label layer of your own.")
         raise LayerError(text.format(name=layer.name()))
 
 
@@ -160,11 +160,11 @@ def add_shape(layer: QgsVectorLayer, field: str, value: Any, geometry: QgsGeomet
         value: the class, as stored.
         geometry: in the layer's CRS.
     """
-    refused = _tr("The layer '{name}' does not take this shape. Draw another kind.")
+    refused = tr("The layer '{name}' does not take this shape. Draw another kind.")
     parts = geometry.coerceToType(layer.wkbType()) if geometry.type() == layer.geometryType() else []
     if not parts:
         raise LayerError(refused.format(name=layer.name()))
-    with edit_command(layer, _tr("Add label")):
+    with edit_command(layer, tr("Add label")):
         index = layer.fields().lookupField(field)
         feature = QgsVectorLayerUtils.createFeature(layer, parts[0], {index: value})
         if not layer.addFeature(feature):
@@ -175,16 +175,12 @@ def add_shape(layer: QgsVectorLayer, field: str, value: Any, geometry: QgsGeomet
 def set_class(layer: QgsVectorLayer, field: str, value: Any, ids: Iterable[int]) -> None:
     """Gives features a class, as one step of the layer's undo stack; LayerError where the layer cannot be edited."""
     index = layer.fields().lookupField(field)
-    with edit_command(layer, _tr("Change class")):
+    with edit_command(layer, tr("Change class")):
         for fid in ids:
             layer.changeAttributeValue(fid, index, value)
 
 
 def delete_shapes(layer: QgsVectorLayer, ids: Iterable[int]) -> None:
     """Deletes features, as one step of the layer's undo stack; LayerError where the layer cannot be edited."""
-    with edit_command(layer, _tr("Delete labels")):
+    with edit_command(layer, tr("Delete labels")):
         layer.deleteFeatures(list(ids))
-
-
-def _tr(text: str) -> str:
-    return QCoreApplication.translate("GeoPEFT", text)

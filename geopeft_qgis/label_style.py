@@ -15,9 +15,9 @@ from qgis.core import (
     QgsVectorLayer,
     QgsWkbTypes,
 )
-from qgis.PyQt.QtCore import QCoreApplication
 from qgis.PyQt.QtGui import QColor
 
+from .language import tr
 from .layers import class_text
 
 CLASS_FIELD = "class"
@@ -68,7 +68,7 @@ def palette_color(used: Sequence[str]) -> str:
 
 def default_classes() -> list[LabelClass]:
     """Two classes to begin with, ready to be renamed."""
-    text = _tr("class {number}")
+    text = tr("class {number}")
     names = [text.format(number=number) for number in (1, 2)]
     return [LabelClass(name, name, PALETTE[place]) for place, name in enumerate(names)]
 
@@ -102,7 +102,3 @@ def recolored(symbol: QgsSymbol, geometry_type: Any, color: str) -> QgsSymbol:
 def is_label_layer(layer: Optional[QgsVectorLayer]) -> bool:
     """True for layers that `create_label_layer` has made."""
     return layer is not None and bool(layer.customProperty(LABELS_PROPERTY))
-
-
-def _tr(text: str) -> str:
-    return QCoreApplication.translate("GeoPEFT", text)

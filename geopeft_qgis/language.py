@@ -1,4 +1,4 @@
-"""Text in the user's language, for modules that know no Qt. Standard library only, not even qgis."""
+"""Text in the user's language, for whatever has no `tr` of its own. Standard library only, not even qgis."""
 
 from __future__ import annotations
 

@@ -29,8 +29,9 @@ from qgis.core import (
     QgsWkbTypes,
 )
 from qgis.PyQt import sip
-from qgis.PyQt.QtCore import QCoreApplication, QMetaType, QVariant
+from qgis.PyQt.QtCore import QMetaType, QVariant
 
+from .language import tr
 from .sources import describe
 
 STRING = QMetaType.Type.QString if Qgis.QGIS_VERSION_INT >= 33800 else QVariant.String
@@ -129,20 +130,20 @@ def write_labels(
 def _class_index(source: QgsFeatureSource, layer: Optional[QgsVectorLayer], class_field: str) -> int:
     """Number of the class field, -1 where none is asked for; LayerError where the features cannot be labels."""
     if isinstance(source, QgsVectorLayer) and sip.isdeleted(source):
-        raise LayerError(_tr("The label layer is not in the project any more. Choose another one."))
+        raise LayerError(tr("The label layer is not in the project any more. Choose another one."))
     name = layer.name() if layer is not None else source.sourceName()
     if source.wkbType() == QgsWkbTypes.Type.NoGeometry:
-        raise LayerError(_tr("'{name}' is a table without shapes. Choose a layer with shapes.").format(name=name))
+        raise LayerError(tr("'{name}' is a table without shapes. Choose a layer with shapes.").format(name=name))
     if not source.sourceCrs().isValid():
-        text = _tr(
+        text = tr(
             "The label layer '{name}' has no coordinate reference system, so its place on the raster is not known. "
             "Set it with Layer > Layer CRS > Set CRS of Layer(s); for labels drawn on the raster, the raster's."
         )
         raise LayerError(text.format(name=name))
     index = int(source.fields().lookupField(class_field)) if class_field else -1
     if class_field and index < 0:
-        text = _tr("The labels have no field '{field}'. Choose one of their fields: {names}.")
-        names = ", ".join(field.name() for field in source.fields()) or _tr("none")
+        text = tr("The labels have no field '{field}'. Choose one of their fields: {names}.")
+        names = ", ".join(field.name() for field in source.fields()) or tr("none")
         raise LayerError(text.format(field=class_field, names=names))
     return index
 
@@ -151,16 +152,16 @@ def _nothing_written(layer: Optional[QgsVectorLayer], class_field: str, without_
     """Why there is not one label."""
     file = vanished_file(layer)
     if file:
-        text = _tr(
+        text = tr(
             "The file of the layer '{name}' is not there any more ({file}). Bring it back, or choose another one."
         )
         return text.format(name=layer.name() if layer else "", file=file)
     if without_class:
-        text = _tr("No label has a class: the field '{field}' is empty in all of them ({count}). Give each its class.")
+        text = tr("No label has a class: the field '{field}' is empty in all of them ({count}). Give each its class.")
         return text.format(field=class_field, count=without_class)
     if without_shape:
-        return _tr("No label has a shape. Draw some labels and give each its class, then run again.")
-    return _tr("There is no labelled feature. Draw some labels and give each its class, then run again.")
+        return tr("No label has a shape. Draw some labels and give each its class, then run again.")
+    return tr("There is no labelled feature. Draw some labels and give each its class, then run again.")
 
 
 def vanished_file(layer: Optional[QgsMapLayer]) -> str:
@@ -264,9 +265,5 @@ def _write(path: Path, source: QgsFeatureSource, class_field: str, rows: Any) ->
     message = writer.errorMessage()
     del writer
     if failed:
-        text = _tr("The labels cannot be written to {path}: {reason}. Free space on that disk and run again.")
+        text = tr("The labels cannot be written to {path}: {reason}. Free space on that disk and run again.")
         raise LayerError(text.format(path=path, reason=message))
-
-
-def _tr(text: str) -> str:
-    return QCoreApplication.translate("GeoPEFT", text)

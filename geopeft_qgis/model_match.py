@@ -7,8 +7,8 @@ import re
 from typing import NamedTuple, Optional
 
 from qgis.core import QgsPalettedRasterRenderer, QgsRasterLayer, QgsUnitTypes
-from qgis.PyQt.QtCore import QCoreApplication
 
+from .language import tr
 from .model_package import Summary
 
 METRES, DEGREES = QgsUnitTypes.DistanceUnit.DistanceMeters, QgsUnitTypes.DistanceUnit.DistanceDegrees
@@ -30,13 +30,13 @@ def match(model: Summary, layer: Optional[QgsRasterLayer]) -> Match:
         return Match("", "")
     needed = ", ".join(band.name for band in model.bands)
     if layer.bandCount() < len(model.bands):
-        text = _tr("The model needs {count} bands ({needed}), the layer has {found}.")
+        text = tr("The model needs {count} bands ({needed}), the layer has {found}.")
         return Match(text.format(found=layer.bandCount(), count=len(model.bands), needed=needed), "")
     if isinstance(layer.renderer(), QgsPalettedRasterRenderer) and layer.bandCount() == 1:
-        return Match(_tr("It shows classes, not measurements."), "")
+        return Match(tr("It shows classes, not measurements."), "")
     missing = _missing_names(model, layer)
     if missing:
-        text = _tr("No band is called {missing}; the model needs {needed}.")
+        text = tr("No band is called {missing}; the model needs {needed}.")
         return Match("", text.format(missing=", ".join(missing), needed=needed))
     return Match("", _pixel_doubt(model, layer))
 
@@ -64,7 +64,7 @@ def _pixel_doubt(model: Summary, layer: QgsRasterLayer) -> str:
     size_m = pixel_size_m(layer)
     if size_m is None or 1 / PIXEL_FACTOR <= size_m / model.gsd_m <= PIXEL_FACTOR:
         return ""
-    text = _tr("Its pixels are {found}, the model was trained on {trained}: check the map before you trust it.")
+    text = tr("Its pixels are {found}, the model was trained on {trained}: check the map before you trust it.")
     return text.format(found=length_text(size_m), trained=length_text(model.gsd_m))
 
 
@@ -85,7 +85,3 @@ def length_text(metres: float) -> str:
     if metres < 0.995:
         return f"{metres * 100:.3g} cm"
     return f"{metres:.3g} m" if metres < 10_000 else f"{metres / 1000:.3g} km"
-
-
-def _tr(text: str) -> str:
-    return QCoreApplication.translate("GeoPEFT", text)

@@ -22,10 +22,10 @@ from qgis.core import (
     QgsRasterFileWriter,
     QgsRectangle,
 )
-from qgis.PyQt.QtCore import QCoreApplication
 from qgis.PyQt.QtGui import QImage
 
 from .copy_plan import CopyError, Grid, common_type
+from .language import tr
 from .server_answers import ServerAnswers
 from .sources import gdal_python, is_picture
 
@@ -111,7 +111,7 @@ class _Copy:
                             raise self._cannot_write()
                     self._feedback.setProgress(90 * (number + 1) / len(pieces))
             if self._empty_pieces == len(pieces):
-                text = _tr("The layer shows nothing in this extent. Choose another extent or another pixel size.")
+                text = tr("The layer shows nothing in this extent. Choose another extent or another pixel size.")
                 raise CopyError(text)
             # Closes the file and opens it again to read. Not with another object: PyQt hears of the end of one in this
             # thread late, by its address, and takes the next one there for it.
@@ -187,17 +187,17 @@ class _Copy:
 
     def _no_answer(self, watch: _Watch, number: int, count: int) -> CopyError:
         if watch.timed_out:
-            what = _tr("did not answer within {seconds:.0f} seconds").format(seconds=ANSWER_S)
+            what = tr("did not answer within {seconds:.0f} seconds").format(seconds=ANSWER_S)
         else:
-            what = _tr("failed ({reason})").format(reason=watch.failure or _tr("no reason given"))
-        text = _tr(
+            what = tr("failed ({reason})").format(reason=watch.failure or tr("no reason given"))
+        text = tr(
             "The server of the layer {what} at piece {number} of {count}; nothing is kept. "
             "Check the network and the layer's address, then run again, or choose a smaller extent."
         )
         return CopyError(text.format(what=what, number=number + 1, count=count))
 
     def _cannot_write(self, reason: str = "") -> CopyError:
-        text = _tr("{path} cannot be written{reason}. Free space there, or choose another place.")
+        text = tr("{path} cannot be written{reason}. Free space there, or choose another place.")
         place = self._part.with_suffix("")
         return CopyError(text.format(path=place, reason=f" ({reason})" if reason else ""))
 
@@ -230,7 +230,7 @@ class _Copy:
                 target.GetRasterBand(band).SetDescription(name)
             target.FlushCache()
         except (ImportError, RuntimeError, AttributeError):
-            return [_tr("The names of the bands could not be copied; the bands are in the same order.")]
+            return [tr("The names of the bands could not be copied; the bands are in the same order.")]
         return []
 
 
@@ -306,7 +306,3 @@ def _planes(block: QgsRasterBlock) -> list[bytes]:
     bits = image.constBits()
     data = bytes(bits.asarray(image.sizeInBytes()))
     return [data[0::4], data[1::4], data[2::4], data[3::4].translate(OPAQUE)]
-
-
-def _tr(text: str) -> str:
-    return QCoreApplication.translate("GeoPEFT", text)

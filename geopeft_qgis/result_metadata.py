@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple, Optional
 
 from qgis.core import QgsMapLayer
-from qgis.PyQt.QtCore import QCoreApplication
 
+from .language import tr
 from .model_package import PackageError, Summary, read_manifest, summary
 
 PREFIX = "geopeft/"
@@ -61,14 +61,14 @@ def describe(layer: QgsMapLayer, kind: str, model: str, raster: str = "") -> Non
     metadata.setTitle(f"{Path(model).stem}: {layer.name()}")
     metadata.setType("dataset")
     metadata.setCrs(layer.crs())
-    mapped = _tr("Mapped by GeoPEFT with the model {model}").format(model=model)
+    mapped = tr("Mapped by GeoPEFT with the model {model}").format(model=model)
     if facts is None:
         metadata.addHistoryItem(mapped)
         layer.setCustomProperty(MODEL_PROPERTY, model)
     else:
         metadata.setAbstract(_abstract(kind, facts.summary, raster))
         metadata.addHistoryItem(f"{mapped} (sha256 {facts.sha256})")
-        trained = _tr("The model was trained on {date} by GeoPEFT {version}")
+        trained = tr("The model was trained on {date} by GeoPEFT {version}")
         metadata.addHistoryItem(trained.format(date=facts.summary.created, version=facts.summary.engine_version))
         metadata.setLicenses([_licence(facts.summary)])
         metadata.setRights([_rights(facts.summary)])
@@ -81,21 +81,21 @@ def describe(layer: QgsMapLayer, kind: str, model: str, raster: str = "") -> Non
 def accuracy_sentence(of: Summary) -> str:
     """How good the model is, and how that was measured."""
     if not of.accuracy.text:
-        return _tr("Its accuracy is not known: there were too few labels to hold any out.")
-    text = _tr("Its accuracy: {accuracy} at 95 % confidence, measured on {how}.")
-    return text.format(accuracy=of.accuracy.text, how=of.accuracy.measured_on or _tr("labels that did not teach it"))
+        return tr("Its accuracy is not known: there were too few labels to hold any out.")
+    text = tr("Its accuracy: {accuracy} at 95 % confidence, measured on {how}.")
+    return text.format(accuracy=of.accuracy.text, how=of.accuracy.measured_on or tr("labels that did not teach it"))
 
 
 def _abstract(kind: str, of: Summary, raster: str) -> str:
     start = {
-        "confidence": _tr("How sure the GeoPEFT model {name} is of its map of {raster}, in percent."),
-        "polygons": _tr("The map of {raster} by the GeoPEFT model {name}, as polygons."),
-    }.get(kind, _tr("A map of {raster} by the GeoPEFT model {name}."))
-    raster = Path(raster).name if raster else _tr("a raster")
-    made = _tr("The model is {backbone}, tuned by {adapter}, with the decoder {decoder}.")
+        "confidence": tr("How sure the GeoPEFT model {name} is of its map of {raster}, in percent."),
+        "polygons": tr("The map of {raster} by the GeoPEFT model {name}, as polygons."),
+    }.get(kind, tr("A map of {raster} by the GeoPEFT model {name}."))
+    raster = Path(raster).name if raster else tr("a raster")
+    made = tr("The model is {backbone}, tuned by {adapter}, with the decoder {decoder}.")
     sentences = [
         start.format(name=of.name, raster=raster),
-        _tr("Classes: {names}.").format(names=", ".join(entry.name for entry in of.classes)),
+        tr("Classes: {names}.").format(names=", ".join(entry.name for entry in of.classes)),
         accuracy_sentence(of),
         made.format(backbone=of.backbone, adapter=of.adapter, decoder=of.decoder),
     ]
@@ -103,16 +103,16 @@ def _abstract(kind: str, of: Summary, raster: str) -> str:
 
 
 def _licence(of: Summary) -> str:
-    revision = _tr(", revision {revision}").format(revision=of.revision) if of.revision else ""
-    licence = of.licence or _tr("unknown")
-    text = _tr("Weights of {backbone}{revision}: {licence}")
+    revision = tr(", revision {revision}").format(revision=of.revision) if of.revision else ""
+    licence = of.licence or tr("unknown")
+    text = tr("Weights of {backbone}{revision}: {licence}")
     return text.format(backbone=of.backbone, revision=revision, licence=licence)
 
 
 def _rights(of: Summary) -> str:
     paper = f" {of.paper}" if of.paper else ""
-    text = _tr("Made with a model that builds on the weights of {backbone}; their licence is {licence}.")
-    return text.format(backbone=of.backbone, licence=of.licence or _tr("unknown")) + paper
+    text = tr("Made with a model that builds on the weights of {backbone}; their licence is {licence}.")
+    return text.format(backbone=of.backbone, licence=of.licence or tr("unknown")) + paper
 
 
 def _properties(facts: ModelFacts, raster: str) -> dict[str, object]:
@@ -141,7 +141,3 @@ def _sha256(path: str) -> str:
         for part in iter(lambda: file.read(1 << 20), b""):
             digest.update(part)
     return digest.hexdigest()
-
-
-def _tr(text: str) -> str:
-    return QCoreApplication.translate("GeoPEFT", text)

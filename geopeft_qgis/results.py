@@ -27,9 +27,9 @@ from qgis.core import (
     QgsSingleBandPseudoColorRenderer,
     QgsVectorLayer,
 )
-from qgis.PyQt.QtCore import QCoreApplication
 from qgis.PyQt.QtGui import QColor
 
+from .language import tr
 from .layers import LayerError
 from .result_metadata import describe, model_facts
 
@@ -56,11 +56,11 @@ def load_result(outputs: Mapping[str, Any], project: QgsProject, group_name: str
     for entry in outputs["rasters"]:
         prefix = f"{Path(entry['class_raster']).stem} " if len(outputs["rasters"]) > 1 else ""
         classes = entry.get("classes") or []
-        found = {"class_raster": style_class_raster(_raster(entry["class_raster"], prefix + _tr("map")), classes)}
+        found = {"class_raster": style_class_raster(_raster(entry["class_raster"], prefix + tr("map")), classes)}
         if entry.get("polygons"):
-            found["polygons"] = style_polygons(_vector(entry["polygons"], prefix + _tr("polygons")), classes)
+            found["polygons"] = style_polygons(_vector(entry["polygons"], prefix + tr("polygons")), classes)
         if entry.get("confidence"):
-            found["confidence"] = style_confidence(_raster(entry["confidence"], prefix + _tr("confidence")))
+            found["confidence"] = style_confidence(_raster(entry["confidence"], prefix + tr("confidence")))
         for kind, layer in found.items():
             describe(layer, kind, model, str(entry.get("raster") or ""))
         layers += found.values()
@@ -96,7 +96,7 @@ def _raster(path: str, name: str) -> QgsRasterLayer:
     options = QgsRasterLayer.LayerOptions(False)
     layer = QgsRasterLayer(path, name, "gdal", options)
     if not layer.isValid():
-        text = _tr("The result {path} cannot be opened as a raster. Run again with another output file.")
+        text = tr("The result {path} cannot be opened as a raster. Run again with another output file.")
         raise LayerError(text.format(path=path))
     return layer
 
@@ -104,7 +104,7 @@ def _raster(path: str, name: str) -> QgsRasterLayer:
 def _vector(path: str, name: str) -> QgsVectorLayer:
     layer = QgsVectorLayer(path, name, "ogr")
     if not layer.isValid():
-        text = _tr("The result {path} cannot be opened as polygons. Run again with another output file.")
+        text = tr("The result {path} cannot be opened as polygons. Run again with another output file.")
         raise LayerError(text.format(path=path))
     return layer
 
@@ -203,7 +203,3 @@ class ResultStyler(QgsProcessingLayerPostProcessorInterface):
 def classes_as_text(classes: Sequence[Mapping[str, Any]]) -> str:
     """Classes as JSON text, the form in which they leave an algorithm."""
     return json.dumps(list(classes), ensure_ascii=False)
-
-
-def _tr(text: str) -> str:
-    return QCoreApplication.translate("GeoPEFT", text)

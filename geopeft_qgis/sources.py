@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, Optional
 
 from qgis.core import Qgis, QgsMapLayer, QgsProviderRegistry, QgsRasterLayer
 from qgis.PyQt import sip
-from qgis.PyQt.QtCore import QCoreApplication
+
+from .language import tr
 
 FILE, REMOTE, SERVICE, MEMORY, UNUSABLE = "file", "remote", "service", "memory", "unusable"
 # The engine's own list: engine/geopeft/data/raster_sources.py.
@@ -44,9 +45,9 @@ class Source(NamedTuple):
 def describe(layer: Optional[QgsMapLayer]) -> Source:
     """What a layer is made of; asks no server and reads no pixels."""
     if layer is None or sip.isdeleted(layer):
-        return _unusable(_tr("The raster layer is not in the project any more. Choose another one."))
+        return _unusable(tr("The raster layer is not in the project any more. Choose another one."))
     if not isinstance(layer, QgsRasterLayer):
-        return _unusable(_tr("'{name}' is no raster layer. Choose a raster layer.").format(name=layer.name()))
+        return _unusable(tr("'{name}' is no raster layer. Choose a raster layer.").format(name=layer.name()))
     provider = layer.dataProvider()
     if provider is None or not layer.isValid():
         return _invalid(layer)
@@ -75,18 +76,18 @@ def is_picture(provider: Any) -> bool:
 def _of_gdal(layer: QgsRasterLayer) -> Source:
     source, name = gdal_name(layer.source()), layer.name()
     if "authcfg=" in layer.source() or "|credential:" in layer.source():
-        return _service(layer, _tr("file behind a sign-in"))
+        return _service(layer, tr("file behind a sign-in"))
     if source.startswith("/vsimem/"):
-        text = _tr(
+        text = tr(
             "The layer '{name}' is kept in memory only. Save it with '{title}' (toolbox, GeoPEFT), then use the file."
         )
-        return Source(MEMORY, "", text.format(name=name, title=_tr(RENDER_TITLE)))
+        return Source(MEMORY, "", text.format(name=name, title=tr(RENDER_TITLE)))
     if layer.dataProvider().bandCount() == 0:
-        text = _tr("The layer '{name}' holds several rasters. Add the one that you want as a layer.")
+        text = tr("The layer '{name}' holds several rasters. Add the one that you want as a layer.")
         return _unusable(text.format(name=name))
     address = re.match(r"(?:/vsicurl/)?(https?://.+)$", source, re.IGNORECASE)
     if address:
-        return Source(REMOTE, f"/vsicurl/{address[1]}", _tr("'{name}' is a file on a web server.").format(name=name))
+        return Source(REMOTE, f"/vsicurl/{address[1]}", tr("'{name}' is a file on a web server.").format(name=name))
     if _is_service_file(source):
         return _service(layer, "GDAL")
     if source.startswith("/vsi"):
@@ -95,7 +96,7 @@ def _of_gdal(layer: QgsRasterLayer) -> Source:
     if file and not os.path.exists(file):
         return _gone(name, file)
     path = os.path.abspath(source) if os.path.exists(source) else source
-    return Source(FILE, path, _tr("'{name}' is a file.").format(name=name))
+    return Source(FILE, path, tr("'{name}' is a file.").format(name=name))
 
 
 def _in_archive(layer: QgsRasterLayer, source: str) -> Source:
@@ -107,11 +108,11 @@ def _in_archive(layer: QgsRasterLayer, source: str) -> Source:
         is_web = re.search(r"/vsicurl/https?://", source, re.IGNORECASE)
         if not is_web:
             return _service(layer, "vsicurl")
-        return Source(REMOTE, source, _tr("'{name}' is a file on a web server.").format(name=layer.name()))
+        return Source(REMOTE, source, tr("'{name}' is a file on a web server.").format(name=layer.name()))
     archive = str(QgsProviderRegistry.instance().decodeUri("gdal", source).get("path") or "")
     if os.path.isabs(archive) and not os.path.exists(archive):
         return _gone(layer.name(), archive)
-    return Source(FILE, source, _tr("'{name}' is a file in an archive.").format(name=layer.name()))
+    return Source(FILE, source, tr("'{name}' is a file in an archive.").format(name=layer.name()))
 
 
 def gdal_name(source: str) -> str:
@@ -146,7 +147,7 @@ def _is_service_file(source: str) -> bool:
 def _service_name(layer: QgsRasterLayer) -> str:
     provider = layer.dataProvider().name()
     if provider != "wms":
-        return _tr(PROVIDERS[provider]) if provider in PROVIDERS else provider
+        return tr(PROVIDERS[provider]) if provider in PROVIDERS else provider
     source = layer.source()
     if "type=xyz" in source:
         return "XYZ"
@@ -154,29 +155,25 @@ def _service_name(layer: QgsRasterLayer) -> str:
 
 
 def _service(layer: QgsRasterLayer, what: str) -> Source:
-    text = _tr(
+    text = tr(
         "The layer '{name}' comes from a service ({what}), and the engine needs a file. "
         "Save it with '{title}' (toolbox, GeoPEFT), then use the file."
     )
-    return Source(SERVICE, "", text.format(name=layer.name(), what=what, title=_tr(RENDER_TITLE)))
+    return Source(SERVICE, "", text.format(name=layer.name(), what=what, title=tr(RENDER_TITLE)))
 
 
 def _invalid(layer: QgsRasterLayer) -> Source:
     file = _file_of(gdal_name(layer.source())) if layer.providerType() == "gdal" else ""
     if file and not file.startswith("/vsi") and not os.path.exists(file):
         return _gone(layer.name(), file)
-    text = _tr("The raster layer '{name}' cannot be read. Check its source in the layer's properties.")
+    text = tr("The raster layer '{name}' cannot be read. Check its source in the layer's properties.")
     return _unusable(text.format(name=layer.name()))
 
 
 def _gone(name: str, file: str) -> Source:
-    text = _tr("The file of the layer '{name}' is not there any more ({file}). Bring it back, or choose another one.")
+    text = tr("The file of the layer '{name}' is not there any more ({file}). Bring it back, or choose another one.")
     return _unusable(text.format(name=name, file=file))
 
 
 def _unusable(sentence: str) -> Source:
     return Source(UNUSABLE, "", sentence)
-
-
-def _tr(text: str) -> str:
-    return QCoreApplication.translate("GeoPEFT", text)

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Optional
 
 from qgis.core import QgsCoordinateReferenceSystem
-from qgis.PyQt.QtCore import QCoreApplication
 
+from .language import tr
 from .sources import gdal_python
 
 # Names of bands at the end of the file names of common products, and words for them.
@@ -154,7 +154,7 @@ def load_gdal() -> Any:
     try:
         return gdal_python()
     except ImportError as error:
-        text = _tr(
+        text = tr(
             "This QGIS comes without GDAL for Python, which stacking needs. "
             "Use Raster > Miscellaneous > Build Virtual Raster, each input in its own band."
         )
@@ -185,8 +185,8 @@ def opened(gdal: Any, path: str, messages: list[str]) -> Any:
         messages.append(str(error))
         dataset = None
     if dataset is None or dataset.RasterCount == 0:
-        text = _tr("{path} cannot be read as a raster ({reason}). Choose another one.")
-        raise StackError(text.format(path=path, reason="; ".join(messages[-1:]) or _tr("no bands")))
+        text = tr("{path} cannot be read as a raster ({reason}). Choose another one.")
+        raise StackError(text.format(path=path, reason="; ".join(messages[-1:]) or tr("no bands")))
     return dataset
 
 
@@ -194,10 +194,10 @@ def _band(gdal: Any, dataset: Any, path: str, index: int) -> StackBand:
     band = dataset.GetRasterBand(index)
     crs, transform = dataset.GetProjection(), dataset.GetGeoTransform(can_return_null=True)
     if not crs or transform is None:
-        text = _tr("{path} has no coordinate reference system or no place on the ground. Use Assign Projection first.")
+        text = tr("{path} has no coordinate reference system or no place on the ground. Use Assign Projection first.")
         raise StackError(text.format(path=path))
     if band.GetColorInterpretation() == gdal.GCI_AlphaBand:
-        text = _tr("{path} hides pixels by an alpha band. Choose rasters with one band each, or write nodata instead.")
+        text = tr("{path} hides pixels by an alpha band. Choose rasters with one band each, or write nodata instead.")
         raise StackError(text.format(path=path))
     several = dataset.RasterCount > 1
     described = band.GetDescription()
@@ -264,10 +264,10 @@ def plan(bands: Sequence[StackBand], pixel: float = 0.0, union: bool = False) ->
     first_row, end_row = _whole(finest.top - top, down, union), _whole(finest.top - bottom, down, not union)
     width, height = end_col - first_col, end_row - first_row
     if width <= 0 or height <= 0:
-        text = _tr("The rasters have no pixel in common. Choose rasters of one place, or the extent of all of them.")
+        text = tr("The rasters have no pixel in common. Choose rasters of one place, or the extent of all of them.")
         raise StackError(text)
     if width * height > MAX_PIXELS:
-        text = _tr("The stack would have {width} x {height} pixels. Choose larger pixels or the common extent.")
+        text = tr("The stack would have {width} x {height} pixels. Choose larger pixels or the common extent.")
         raise StackError(text.format(width=width, height=height))
     left, top = finest.left + first_col * across, finest.top - first_row * down
     return StackGrid(crs, left, top, (across, down), (width, height))
@@ -302,7 +302,7 @@ def _frame(band: StackBand, crs: str) -> StackGrid:
         except RuntimeError:
             warped = None
         if warped is None:
-            text = _tr("{path} cannot be brought to the coordinate reference system of the first raster.")
+            text = tr("{path} cannot be brought to the coordinate reference system of the first raster.")
             raise StackError(text.format(path=band.path))
         left, across, _, top, _, down = warped.GetGeoTransform()
         return StackGrid(crs, left, top, (abs(across), abs(down)), (warped.RasterXSize, warped.RasterYSize))
@@ -313,7 +313,3 @@ def same_crs(one: str, other: str) -> bool:
     if one == other:
         return True
     return QgsCoordinateReferenceSystem.fromWkt(one) == QgsCoordinateReferenceSystem.fromWkt(other)
-
-
-def _tr(text: str) -> str:
-    return QCoreApplication.translate("GeoPEFT", text)

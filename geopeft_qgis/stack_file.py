@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Callable, Optional
 
-from qgis.PyQt.QtCore import QCoreApplication
-
+from .language import tr
 from .stack_bands import StackBand, StackError, StackGrid, load_gdal, opened, quiet, read_bands, same_crs, sensor_of
 
 # A value outside of what bands of a type usually hold, for the pixels that a band lacks.
@@ -67,7 +66,7 @@ def write_stack(bands: Sequence[StackBand], grid: StackGrid, path: Path, progres
     write_geotiff(bands, grid, data, progress)
     written = read_bands([str(data)])
     write_text(path, vrt_text(written, grid, path.parent, product_tags(bands)))
-    text = _tr("The rasters had to be brought to one grid: their pixels are in {path}, to which the stack points.")
+    text = tr("The rasters had to be brought to one grid: their pixels are in {path}, to which the stack points.")
     return [text.format(path=data)]
 
 
@@ -281,7 +280,7 @@ def _warp(
         errorThreshold=0.05,
     )
     if warped is None:
-        text = _tr("{path} cannot be brought to the grid of the stack ({reason}). Leave it out.")
+        text = tr("{path} cannot be brought to the grid of the stack ({reason}). Leave it out.")
         raise StackError(text.format(path=band.path, reason="; ".join(messages[-1:])))
     del warped
 
@@ -326,9 +325,5 @@ def _read_back(gdal: Any, part: Path, count: int, messages: list[str]) -> None:
 
 
 def _cannot_write(path: Path, reason: str) -> StackError:
-    text = _tr("{path} cannot be written ({reason}). Free space there, or choose another place.")
-    return StackError(text.format(path=path, reason=reason or _tr("no reason given")))
-
-
-def _tr(text: str) -> str:
-    return QCoreApplication.translate("GeoPEFT", text)
+    text = tr("{path} cannot be written ({reason}). Free space there, or choose another place.")
+    return StackError(text.format(path=path, reason=reason or tr("no reason given")))

@@ -431,13 +431,13 @@ def test_index_of_pips_settings_reaches_uv(source: Path, tmp_path: Path, monkeyp
     """uv does not read them by itself."""
     settings, certificates = tmp_path / "pip.conf", tmp_path / "company.pem"
     certificates.touch()
-    settings.write_text(f"[global]\nindex-url: https://index.example/simple\ncert: {certificates}\n", encoding="utf-8")
+    settings.write_text(f"[global]\nindex-url: https://packages.example/all\ncert: {certificates}\n", encoding="utf-8")
     for name in ("PIP_INDEX_URL", "UV_DEFAULT_INDEX", "PIP_CERT", "SSL_CERT_FILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(engine_steps, "_pip_files", lambda: [settings])
     install(source)
     child = environment_of(tmp_path, "sync")
-    assert child["UV_DEFAULT_INDEX"] == "https://index.example/simple" and child["SSL_CERT_FILE"] == str(certificates)
+    assert child["UV_DEFAULT_INDEX"] == "https://packages.example/all" and child["SSL_CERT_FILE"] == str(certificates)
 
 
 def test_index_that_the_user_chose_comes_before_all_others(

@@ -11,16 +11,13 @@ import numpy as np
 from geopeft.data.bands import Band, resolve_bands, select_bands
 from geopeft.data.labels import Labels, read_labels
 from geopeft.data.normalize import Radiometry, assume_radiometry, between
-from geopeft.data.raster import BandStatistics, RasterInfo, band_statistics, describe, lacking_band
+from geopeft.data.raster import BandStatistics, RasterInfo, band_statistics, describe, lacking_band, with_data
 from geopeft.errors import JobError
 from geopeft.events import Reporter
 from geopeft.job import ClassStyle, FitJob
 from geopeft.models.choose import choose_backbone, input_bands, match_or_refuse, resample_factor
 from geopeft.models.registry import BackboneCard
 from geopeft.models.spec import ModelSpec
-
-# A band that has no data on this part of the pixels where all others have it is left out.
-MAY_LACK = 0.05
 
 
 @dataclass(frozen=True)
@@ -98,12 +95,11 @@ def _whole_bands(info: RasterInfo, reporter: Reporter) -> tuple[Band, ...]:
     bands = info.bands
     indexes = [band.index for band in bands]
     statistics = band_statistics(info, indexes)
-    sentence = lacking_band(info, indexes, statistics, MAY_LACK)
-    kept = tuple(b for b, part in zip(bands, statistics.missing_alone, strict=True) if part < MAY_LACK)
-    if not sentence or len(kept) < 2:
-        return bands
-    reporter.warn(f"{sentence} It is left out, so that those pixels can be mapped; name it with --bands to use it.")
-    return kept
+    kept = with_data(statistics)
+    if len(kept) < len(bands):
+        sentence = lacking_band(info, indexes, statistics)
+        reporter.warn(f"{sentence} It is left out, so that those pixels can be mapped; name it with --bands to use it.")
+    return tuple(bands[at] for at in kept)
 
 
 def _units(

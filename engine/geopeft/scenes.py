@@ -9,7 +9,15 @@ from dataclasses import dataclass, fields, replace
 
 from geopeft.data.bands import Band, select_bands
 from geopeft.data.normalize import assume_radiometry
-from geopeft.data.raster import BandStatistics, RasterInfo, RasterReader, band_statistics, describe, still_same
+from geopeft.data.raster import (
+    BandStatistics,
+    RasterInfo,
+    RasterReader,
+    band_statistics,
+    describe,
+    still_same,
+    with_data,
+)
 from geopeft.data.raster_sources import is_remote
 from geopeft.errors import RasterError
 from geopeft.events import Reporter
@@ -24,8 +32,6 @@ from geopeft.watched import watched
 MOST_SCENES, MOST_VIEWS = 4, 8
 # A server is not asked at every label whether its raster is still the same.
 TRUST_REMOTE_S = 60.0
-# A band that has no data on this part of the pixels where all others have it is left out.
-MAY_LACK = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,9 +113,7 @@ def _describe(path: str, names: Sequence[str], radiometry: Radiometry) -> tuple[
 
 
 def _without_lacking(bands: tuple[Band, ...], statistics: BandStatistics) -> tuple[tuple[Band, ...], BandStatistics]:
-    """The bands but those that alone lack data on many pixels: a pixel is mapped where all bands have data."""
-    kept = [at for at, part in enumerate(statistics.missing_alone) if part < MAY_LACK]
-    if len(kept) < 2 or len(kept) == len(bands):
-        return bands, statistics
+    """The bands that are mapped by where none are named, and what was found for them."""
+    kept = with_data(statistics)
     figures = {field.name: getattr(statistics, field.name)[kept] for field in fields(statistics)}
     return tuple(bands[at] for at in kept), replace(statistics, **figures)

@@ -10,7 +10,6 @@ from typing import Any, Optional
 
 from qgis.core import (
     QgsProcessing,
-    QgsProcessingAlgorithm,
     QgsProcessingContext,
     QgsProcessingException,
     QgsProcessingFeatureSourceDefinition,
@@ -28,22 +27,19 @@ from qgis.core import (
     QgsProcessingUtils,
     QgsVectorLayer,
 )
-from qgis.PyQt.QtCore import QCoreApplication
-from qgis.PyQt.QtGui import QIcon
 
 from .. import settings
 from ..engine_process import PROTOCOL, EngineCanceled, EngineError, run
 from ..layers import LabelFile, LayerError, raster_label_classes, raster_path, write_labels
 from .listener import Listener
+from .named import NamedAlgorithm
 
 MODEL_FILTER = "GeoPEFT model (*.geopeft)"
 PATHS = frozenset(("model", "out", "onnx", "json_file", "weights_dir"))
 
 
-class EngineAlgorithm(QgsProcessingAlgorithm):
+class EngineAlgorithm(NamedAlgorithm):
     """An algorithm whose work is one job of the engine.
-
-    TITLE, HELP and TAGS are literals, so that they can be translated.
 
     A subclass says what layers become which files (`inputs`, in the main thread), what the other parameters mean
     (`choices`), and what Processing gets back (`results`). A feedback object with a method `metric(event)` is told
@@ -52,9 +48,6 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
 
     JOB = ""
     STAGE_ENDS: Mapping[str, float] = {}
-    TITLE = ""
-    HELP = ""
-    TAGS: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,6 +55,9 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
         self._folder = Path()
         self._command: list[str] = []
         self._notes: list[str] = []
+
+    def name(self) -> str:
+        return self.NAME or self.JOB
 
     def inputs(self, parameters: dict[str, Any], context: QgsProcessingContext, folder: Path) -> dict[str, Any]:
         """Fields of the job that come from layers; snapshots go into `folder`."""
@@ -267,34 +263,6 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
             optional=True,
         )
         self.add_advanced(folder)
-
-    def tr(self, text: str) -> str:
-        """Text in the user's language."""
-        return QCoreApplication.translate("GeoPEFT", text)
-
-    def createInstance(self) -> EngineAlgorithm:  # noqa: N802
-        return type(self)()
-
-    def name(self) -> str:
-        return self.JOB
-
-    def displayName(self) -> str:  # noqa: N802
-        return self.tr(self.TITLE)
-
-    def shortHelpString(self) -> str:  # noqa: N802
-        return self.tr(self.HELP)
-
-    def helpUrl(self) -> str:  # noqa: N802
-        return settings.HOMEPAGE
-
-    def tags(self) -> list[str]:
-        return [self.tr(tag) for tag in self.TAGS]
-
-    def icon(self) -> QIcon:
-        return QIcon(settings.resource("icons", "geopeft.svg"))
-
-    def svgIconPath(self) -> str:  # noqa: N802
-        return settings.resource("icons", "geopeft.svg")
 
 
 def figure(outputs: Mapping[str, Any], name: str, part: str) -> Optional[float]:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from qgis.core import QgsProcessingFeedback
-from qgis.PyQt.QtCore import QCoreApplication
+
+from ..language import tr
 
 STAGES = {
     "download": "Downloading weights:",
@@ -44,7 +45,7 @@ class Listener:
         elif kind == "metric":
             self._metric(event)
         elif kind == "started":
-            text = _tr("Engine {version}, device {device}")
+            text = tr("Engine {version}, device {device}")
             self._feedback.pushInfo(text.format(version=event.get("engine", ""), device=event.get("device", "")))
 
     def _progress(self, event: Mapping[str, Any]) -> None:
@@ -57,9 +58,9 @@ class Listener:
             self._percent = max(self._percent, self._stage_start + share * min(1.0, current / total))
             self._feedback.setProgress(self._percent)
         if stage == "download":
-            done = _tr("{done:.0f} of {total:.0f} MB").format(done=current / 1e6, total=total / 1e6)
+            done = tr("{done:.0f} of {total:.0f} MB").format(done=current / 1e6, total=total / 1e6)
         else:
-            done = _tr("{done} of {total}").format(done=current, total=total)
+            done = tr("{done} of {total}").format(done=current, total=total)
         self._feedback.setProgressText(f"{stage_text(stage)} {done}{', ' if eta else ''}{eta}")
 
     def _message(self, event: Mapping[str, Any]) -> None:
@@ -72,7 +73,7 @@ class Listener:
     def _metric(self, event: Mapping[str, Any]) -> None:
         values = event.get("values") or {}
         figures = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if isinstance(value, (int, float)))
-        text = _tr("{stage} {step}: {figures}")
+        text = tr("{stage} {step}: {figures}")
         stage = stage_text(str(event.get("stage", "")))
         self._feedback.pushInfo(text.format(stage=stage, step=event.get("step", ""), figures=figures))
         listen = getattr(self._feedback, "metric", None)
@@ -82,7 +83,7 @@ class Listener:
 
 def stage_text(stage: str) -> str:
     """A stage's name for people."""
-    return _tr(STAGES[stage]) if stage in STAGES else stage.replace("_", " ").capitalize() + ":"
+    return tr(STAGES[stage]) if stage in STAGES else stage.replace("_", " ").capitalize() + ":"
 
 
 def eta_text(seconds: Any) -> str:
@@ -90,9 +91,5 @@ def eta_text(seconds: Any) -> str:
     if not isinstance(seconds, (int, float)) or seconds < 0:
         return ""
     if seconds < 90:
-        return _tr("about {seconds} s left").format(seconds=max(1, round(seconds)))
-    return _tr("about {minutes} min left").format(minutes=round(seconds / 60))
-
-
-def _tr(text: str) -> str:
-    return QCoreApplication.translate("GeoPEFT", text)
+        return tr("about {seconds} s left").format(seconds=max(1, round(seconds)))
+    return tr("about {minutes} min left").format(minutes=round(seconds / 60))

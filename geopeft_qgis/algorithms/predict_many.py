@@ -46,7 +46,7 @@ COLUMNS: tuple[str, ...] = (
 class PredictManyAlgorithm(EngineAlgorithm):
     """A model package and any number of rasters in, a folder with their class rasters out."""
 
-    JOB = "predict"
+    NAME, JOB = "predictmany", "predict"
     # Vectorizing belongs to its raster, whose windows are what is counted.
     STAGE_ENDS = {"predict": 100.0}
     TITLE = "Apply a model to many rasters"
@@ -68,9 +68,6 @@ class PredictManyAlgorithm(EngineAlgorithm):
         super().__init__()
         self._chosen: list[str] = []
         self._left_out: list[dict[str, str]] = []
-
-    def name(self) -> str:
-        return "predictmany"
 
     def initAlgorithm(self, configuration: Any = None) -> None:  # noqa: N802
         """Declares parameters and outputs."""

@@ -5,26 +5,18 @@ from __future__ import annotations
 from typing import Any, Optional
 
 from qgis.core import (
-    QgsProcessingAlgorithm,
     QgsProcessingContext,
     QgsProcessingException,
     QgsProcessingFeedback,
     QgsRasterLayer,
 )
-from qgis.PyQt.QtCore import QCoreApplication
-from qgis.PyQt.QtGui import QIcon
 
-from .. import settings
 from ..layers import LayerError
+from .named import NamedAlgorithm
 
 
-class SourceAlgorithm(QgsProcessingAlgorithm):
-    """An algorithm that prepares rasters. TITLE, HELP and TAGS are literals, so that they can be translated."""
-
-    NAME = ""
-    TITLE = ""
-    HELP = ""
-    TAGS: tuple[str, ...] = ()
+class SourceAlgorithm(NamedAlgorithm):
+    """An algorithm that prepares rasters."""
 
     def prepareAlgorithm(  # noqa: N802
         self, parameters: dict[str, Any], context: QgsProcessingContext, feedback: QgsProcessingFeedback
@@ -45,31 +37,3 @@ class SourceAlgorithm(QgsProcessingAlgorithm):
         if layer is None:
             raise LayerError(self.tr("No raster is chosen, or it cannot be read. Choose a raster layer or file."))
         return layer
-
-    def tr(self, text: str) -> str:
-        """Text in the user's language."""
-        return QCoreApplication.translate("GeoPEFT", text)
-
-    def createInstance(self) -> SourceAlgorithm:  # noqa: N802
-        return type(self)()
-
-    def name(self) -> str:
-        return self.NAME
-
-    def displayName(self) -> str:  # noqa: N802
-        return self.tr(self.TITLE)
-
-    def shortHelpString(self) -> str:  # noqa: N802
-        return self.tr(self.HELP)
-
-    def helpUrl(self) -> str:  # noqa: N802
-        return settings.HOMEPAGE
-
-    def tags(self) -> list[str]:
-        return [self.tr(tag) for tag in self.TAGS]
-
-    def icon(self) -> QIcon:
-        return QIcon(settings.resource("icons", "geopeft.svg"))
-
-    def svgIconPath(self) -> str:  # noqa: N802
-        return settings.resource("icons", "geopeft.svg")

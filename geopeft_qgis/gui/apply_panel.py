@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional
 
-from qgis.core import Qgis, QgsMapLayer, QgsMessageLog, QgsProject, QgsRasterLayer
+from qgis.core import QgsMapLayer, QgsProject, QgsRasterLayer
 from qgis.gui import QgsFileWidget
 from qgis.PyQt.QtCore import QSize, Qt, QTimer, pyqtSignal
 from qgis.PyQt.QtGui import QShowEvent
@@ -30,14 +30,11 @@ from .apply_area import AreaChoice
 from .apply_run import ApplyRun
 from .model_catalogue import Entry
 from .model_view import header_html
+from .notices import log, notify
 from .raster_box import RasterBox
 from .raster_list import CANCELED, DONE, FAILED, QUEUED, RUNNING, UNTRIED
 
-LEVELS = {
-    "warning": Qgis.MessageLevel.Warning,
-    "error": Qgis.MessageLevel.Critical,
-    "success": Qgis.MessageLevel.Success,
-}
+NOTICE_S = 15
 # Names in the one line that sums up a run; the list has them all.
 MAX_NAMED = 3
 LAST_FOLDER = "maps_folder"
@@ -116,7 +113,7 @@ class ApplyPanel(QWidget):
         self._run.failed.connect(self._failed)
         self._run.progressed.connect(lambda percent: self.progress.setValue(round(percent * 10)))
         self._run.stepped.connect(self.stage_label.setText)
-        self._run.said.connect(self._say)
+        self._run.said.connect(log)
         self._run.ended.connect(self._ended)
         self._refresh()
         self.busy_changed.emit(True)
@@ -345,12 +342,9 @@ class ApplyPanel(QWidget):
         self.summary_label.setText(text)
         self.reasons_label.setText(self._reasons())
         self._refresh()
-        self._say(level, text)
-        if self._iface is not None:
-            kind = LEVELS.get(level, Qgis.MessageLevel.Info)
-            seconds = 0 if level == "error" else 15
-            # QGIS announces the end of the task by itself; this comes after it, so that it is what the user sees.
-            QTimer.singleShot(300, lambda: self._iface.messageBar().pushMessage("GeoPEFT", text, kind, seconds))
+        log(level, text)
+        # QGIS announces the end of the task by itself; this comes after it, so that it is what the user sees.
+        QTimer.singleShot(300, lambda: notify(self._iface, level, text, NOTICE_S))
 
     def _reasons(self) -> str:
         """Why rasters failed, a line each; the log has them all."""
@@ -372,17 +366,13 @@ class ApplyPanel(QWidget):
                 name = f"{Path(str(entry.get('raster'))).stem}, {Path(model).stem}"
                 load_result({"rasters": [entry]}, QgsProject.instance(), name, model)
         except LayerError as error:
-            self._say("warning", str(error))
+            log("warning", str(error))
         QTimer.singleShot(0, self._load_next)
 
     def _project_cleared(self) -> None:
         """Maps of a run do not go into another project than the one it was started in."""
         self._is_same_project = False
         self._waiting = []
-
-    def _say(self, level: str, text: str) -> None:
-        if text:
-            QgsMessageLog.logMessage(text, "GeoPEFT", LEVELS.get(level, Qgis.MessageLevel.Info), False)
 
 
 def _reload(entry: Mapping[str, Any]) -> bool:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Optional
 
-from qgis.PyQt.QtCore import QCoreApplication, QPointF, QRectF, QSize, Qt
+from qgis.PyQt.QtCore import QPointF, QRectF, QSize, Qt
 from qgis.PyQt.QtGui import QColor, QFontMetrics, QPainter, QPaintEvent, QPalette, QPen, QPolygonF
 from qgis.PyQt.QtWidgets import QSizePolicy, QWidget
+
+from ..language import tr
 
 # Blue and orange are told apart by colour-blind eyes, on white and on black.
 ACCURACY, VALIDATION, TRAINING = "#2f7fd6", "#e0801a", "#8c8c8c"
@@ -34,7 +36,7 @@ class CurveWidget(QWidget):
         self._caption = ""
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Expanding)
         self.setMinimumHeight(190)
-        self.setAccessibleName(_tr("Validation curve"))
+        self.setAccessibleName(tr("Validation curve"))
 
     def sizeHint(self) -> QSize:  # noqa: N802
         return QSize(300, 230)
@@ -70,7 +72,7 @@ class CurveWidget(QWidget):
         painter.fillRect(self.rect(), self.palette().color(QPalette.ColorRole.Base))
         if not self._series:
             painter.setPen(self._ink(0.6))
-            text = _tr("The validation curve appears here during training.")
+            text = tr("The validation curve appears here during training.")
             flags = int(Qt.AlignmentFlag.AlignCenter) | int(Qt.TextFlag.TextWordWrap)
             painter.drawText(self.rect().adjusted(10, 0, -10, 0), flags, text)
             return
@@ -85,8 +87,8 @@ class CurveWidget(QWidget):
         end = max(self._total, *(step for points in self._series.values() for step, _ in points), 1.0)
         losses = self.lines("loss")
         top = max((value for line in losses for _, value in line.points), default=1.0)
-        self._chart(painter, upper, _tr("mIoU"), self.lines("miou"), (0.0, 1.0), end)
-        self._chart(painter, lower, _tr("loss"), losses, (0.0, nice_ceiling(top)), end)
+        self._chart(painter, upper, tr("mIoU"), self.lines("miou"), (0.0, 1.0), end)
+        self._chart(painter, lower, tr("loss"), losses, (0.0, nice_ceiling(top)), end)
         self._step_axis(painter, lower, end, row)
 
     def _chart(
@@ -147,7 +149,7 @@ class CurveWidget(QWidget):
         for text, x in (("0", box.left()), (f"{end:.0f}", box.right())):
             width = metrics.horizontalAdvance(text) + 2
             painter.drawText(QRectF(x - width / 2, row.top(), width, height), center, text)
-        painter.drawText(row, center, _tr("training step"))
+        painter.drawText(row, center, tr("training step"))
         if self._caption:
             whole = QRectF(2, row.bottom(), self.width() - 4, height)
             shown = metrics.elidedText(self._caption, Qt.TextElideMode.ElideRight, int(whole.width()))
@@ -205,15 +207,11 @@ def _is_validation(name: str) -> bool:
 
 def _title(name: str) -> str:
     if series_kind(name) == "miou":
-        return _tr("mIoU")
-    return _tr("validation") if _is_validation(name) else _tr("training")
+        return tr("mIoU")
+    return tr("validation") if _is_validation(name) else tr("training")
 
 
 def _color(name: str) -> str:
     if series_kind(name) == "miou":
         return ACCURACY
     return VALIDATION if _is_validation(name) else TRAINING
-
-
-def _tr(text: str) -> str:
-    return QCoreApplication.translate("GeoPEFT", text)

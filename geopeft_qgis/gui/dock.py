@@ -4,23 +4,17 @@ from __future__ import annotations
 
 from typing import Any, Optional
 
-from qgis.core import Qgis, QgsMessageLog
 from qgis.gui import QgsDockWidget
 from qgis.PyQt.QtCore import QTimer
 from qgis.PyQt.QtWidgets import QLabel, QTabWidget, QVBoxLayout, QWidget
 
 from .. import diagnostics, settings
 from .apply_tab import ApplyTab
+from .notices import log, notify
 from .setup import SetupPanel
 from .setup_tasks import EngineSetup
 from .train_panel import TrainPanel
 
-LEVELS = {
-    "info": Qgis.MessageLevel.Info,
-    "warning": Qgis.MessageLevel.Warning,
-    "error": Qgis.MessageLevel.Critical,
-    "success": Qgis.MessageLevel.Success,
-}
 NOTICE_S, LOOK_AFTER_MS = 10, 1000
 
 
@@ -108,12 +102,9 @@ class GeopeftDock(QgsDockWidget):
             self._notify(level, text)
 
     def _log(self, level: str, text: str) -> None:
-        if text:
-            QgsMessageLog.logMessage(text, "GeoPEFT", LEVELS.get(level, LEVELS["info"]), level == "warning")
+        log(level, text, level == "warning")
 
     def _notify(self, level: str, text: str) -> None:
         if level == "error":
             diagnostics.note_error(text)
-        if self._iface is not None and text:
-            seconds = 0 if level == "error" else NOTICE_S
-            self._iface.messageBar().pushMessage("GeoPEFT", text, LEVELS.get(level, LEVELS["info"]), seconds)
+        notify(self._iface, level, text, NOTICE_S)

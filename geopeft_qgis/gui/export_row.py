@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Optional
 
-from qgis.core import Qgis, QgsMessageLog
 from qgis.PyQt.QtCore import Qt, pyqtSignal
 from qgis.PyQt.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QSizePolicy, QWidget
 
+from .notices import log
 from .runs import AlgorithmRun, RunFeedback
-
-LEVELS = {"warning": Qgis.MessageLevel.Warning, "error": Qgis.MessageLevel.Critical}
 
 
 class ExportRow(QWidget):
@@ -53,7 +51,7 @@ class ExportRow(QWidget):
         if self._run is not None:
             return
         feedback = RunFeedback()
-        feedback.said.connect(self._say)
+        feedback.said.connect(log)
         feedback.progressChanged.connect(lambda percent: self.bar.setValue(round(percent)))
         self._run = AlgorithmRun("geopeft:export", {"MODEL": model, "ONNX": target}, feedback, self)
         self._run.ended.connect(self._ended)
@@ -79,7 +77,3 @@ class ExportRow(QWidget):
         self._run = None
         self.setVisible(False)
         self.ended.emit("" if error or canceled else str(results.get("ONNX") or ""), error)
-
-    def _say(self, level: str, text: str) -> None:
-        if text:
-            QgsMessageLog.logMessage(text, "GeoPEFT", LEVELS.get(level, Qgis.MessageLevel.Info), False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from typing import Any, Optional
 
-from qgis.core import Qgis, QgsProject, QgsRasterLayer, QgsVectorLayer, QgsWkbTypes
+from qgis.core import QgsProject, QgsRasterLayer, QgsVectorLayer, QgsWkbTypes
 from qgis.PyQt import sip
 from qgis.PyQt.QtCore import QLocale, Qt, QTimer, pyqtSignal
 from qgis.PyQt.QtWidgets import QCheckBox, QLabel, QVBoxLayout, QWidget
@@ -20,8 +20,10 @@ from .class_table import ClassTable
 from .label_choice import LabelChoice
 from .label_editor import PICK, LabelEditor
 from .label_toolbar import LabelToolbar
+from .notices import notify
 
 SELECT_LINK = "select"
+NOTICE_S = 8
 
 
 class LabelPanel(QWidget):
@@ -161,7 +163,7 @@ class LabelPanel(QWidget):
         self.set_layer(layer)
         if self._raster is not None and not self._raster.crs().isValid():
             text = self.tr("The raster has no coordinate reference system: the labels use the project's, {crs}.")
-            self._say(text.format(crs=layer.crs().authid()), Qgis.MessageLevel.Info)
+            self._say(text.format(crs=layer.crs().authid()), "info")
 
     # Following layer and raster
 
@@ -273,10 +275,9 @@ class LabelPanel(QWidget):
         self.hint_label.setText("<br>".join(lines))
         self.hint_label.setVisible(bool(lines))
 
-    def _say(self, text: str, level: Any = Qgis.MessageLevel.Warning) -> None:
-        if self._iface is not None:
-            self._iface.messageBar().pushMessage("GeoPEFT", text, level, 8)
-        else:
+    def _say(self, text: str, level: str = "warning") -> None:
+        notify(self._iface, level, text, NOTICE_S)
+        if self._iface is None:
             self._show_hints([html.escape(text, quote=False)])
 
     # What is in it

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Optional
 
 from qgis.core import QgsApplication
-from qgis.PyQt.QtCore import QCoreApplication, QDateTime, QLocale, QModelIndex, QRect, QSize, Qt
+from qgis.PyQt.QtCore import QDateTime, QLocale, QModelIndex, QRect, QSize, Qt
 from qgis.PyQt.QtGui import QColor, QFont, QFontMetrics, QPainter, QPalette, QPen
 from qgis.PyQt.QtWidgets import QStyle, QStyledItemDelegate, QStyleOptionViewItem, QWidget
 
+from ..language import tr
 from ..model_match import length_text
 from ..model_package import Accuracy, BandEntry, ClassEntry, Summary, plain
 from .model_catalogue import Entry
@@ -77,7 +78,7 @@ class ModelDelegate(QStyledItemDelegate):
         painter.drawText(text, int(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter), shown)
 
     def _paint_summary(self, painter: QPainter, box: QRect, ink: QColor, model: Summary) -> None:
-        accuracy = model.accuracy.text or _tr("accuracy not measured")
+        accuracy = model.accuracy.text or tr("accuracy not measured")
         painter.setPen(_faded(ink, 1.0 if model.accuracy.text else 0.7))
         painter.drawText(box, int(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter), accuracy)
         room = box.width() - painter.fontMetrics().horizontalAdvance(accuracy) - 2 * EDGE_PX
@@ -110,17 +111,17 @@ def details_html(entry: Entry) -> str:
         return f"{title}<p>{html.escape(entry.error)}</p>"
     model = entry.summary
     rows = [
-        (_tr("Bands"), html.escape(", ".join(band_text(band) for band in model.bands))),
-        (_tr("Pixel size"), html.escape(length_text(model.gsd_m))),
-        (_tr("Values"), html.escape(model.sensor)),
-        (_tr("Backbone"), _breakable(model.backbone)),
-        (_tr("Licence of its weights"), html.escape(model.licence or _tr("unknown"))),
-        (_tr("Their revision"), _breakable(model.revision)),
-        (_tr("Paper"), _breakable(model.paper)),
-        (_tr("Adapter, decoder"), html.escape(f"{model.adapter}, {model.decoder}")),
-        (_tr("Trained"), html.escape(date_text(model.created))),
-        (_tr("With engine"), html.escape(model.engine_version)),
-        (_tr("File"), f"{_breakable(entry.path)} ({html.escape(size_text(entry.size_bytes))})"),
+        (tr("Bands"), html.escape(", ".join(band_text(band) for band in model.bands))),
+        (tr("Pixel size"), html.escape(length_text(model.gsd_m))),
+        (tr("Values"), html.escape(model.sensor)),
+        (tr("Backbone"), _breakable(model.backbone)),
+        (tr("Licence of its weights"), html.escape(model.licence or tr("unknown"))),
+        (tr("Their revision"), _breakable(model.revision)),
+        (tr("Paper"), _breakable(model.paper)),
+        (tr("Adapter, decoder"), html.escape(f"{model.adapter}, {model.decoder}")),
+        (tr("Trained"), html.escape(date_text(model.created))),
+        (tr("With engine"), html.escape(model.engine_version)),
+        (tr("File"), f"{_breakable(entry.path)} ({html.escape(size_text(entry.size_bytes))})"),
     ]
     lines = "".join(
         f'<tr><td width="30%" style="padding-right:6px">{html.escape(key)}</td><td>{value}</td></tr>'  # not shown
@@ -135,7 +136,7 @@ def header_html(entry: Entry) -> str:
     """A model in two lines: name and accuracy, and the classes in their colours."""
     if entry.summary is None:
         return f"<b>{html.escape(entry.name)}</b><br>{html.escape(entry.error)}"
-    accuracy = entry.summary.accuracy.text or _tr("accuracy not measured")
+    accuracy = entry.summary.accuracy.text or tr("accuracy not measured")
     chips = " &nbsp; ".join(f"{_chip(row)}&nbsp;{_together(row.name)}" for row in entry.summary.classes[:MAX_CHIPS])
     rest = len(entry.summary.classes) - MAX_CHIPS
     more = f" &nbsp; +{rest}" if rest > 0 else ""
@@ -144,9 +145,9 @@ def header_html(entry: Entry) -> str:
 
 def _accuracy(accuracy: Accuracy) -> str:
     if not accuracy.text:
-        return html.escape(_tr("Accuracy not measured: too few labels to hold some out."))
-    interval = _tr("In brackets: the 95 % interval.") if accuracy.low is not None else ""
-    how = _tr("Measured on {how}.").format(how=accuracy.measured_on) if accuracy.measured_on else ""
+        return html.escape(tr("Accuracy not measured: too few labels to hold some out."))
+    interval = tr("In brackets: the 95 % interval.") if accuracy.low is not None else ""
+    how = tr("Measured on {how}.").format(how=accuracy.measured_on) if accuracy.measured_on else ""
     return f"<b>{html.escape(accuracy.text)}</b><br>{html.escape(f'{interval} {how}'.strip())}"
 
 
@@ -158,7 +159,7 @@ def _class_list(classes: Iterable[ClassEntry]) -> str:
         iou = f"&nbsp;{entry.iou:.2f}" if entry.iou is not None else ""
         entries.append(f"{_chip(entry)}&nbsp;{_together(entry.name)}{iou}")
     has_iou = any(entry.iou is not None for entry in listed)
-    title = _tr("Classes, with the IoU of each:") if has_iou else _tr("Classes:")
+    title = tr("Classes, with the IoU of each:") if has_iou else tr("Classes:")
     return f"{html.escape(title)}<br>{' &nbsp; '.join(entries)}"
 
 
@@ -204,7 +205,3 @@ def _faded(color: QColor, opacity: float) -> QColor:
     faded = QColor(color)
     faded.setAlphaF(opacity)
     return faded
-
-
-def _tr(text: str) -> str:
-    return QCoreApplication.translate("GeoPEFT", text)

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, Optional
 
-from qgis.core import Qgis, QgsApplication, QgsMessageLog
+from qgis.core import QgsApplication
 from qgis.gui import QgsFilterLineEdit
 from qgis.PyQt.QtCore import QPoint, QSize, Qt, QUrl, pyqtSignal
 from qgis.PyQt.QtGui import QDesktopServices, QDragEnterEvent, QDropEvent, QKeySequence, QShowEvent
@@ -33,6 +33,7 @@ from .. import settings
 from .export_row import ExportRow
 from .model_catalogue import Entry, ModelCatalogue
 from .model_view import ENTRY_ROLE, ModelDelegate, details_html
+from .notices import log, notify
 from .package_drop import is_package
 
 try:
@@ -42,6 +43,7 @@ except ImportError:  # Qt 5
 
 # How the list can be sorted, in the order of the box.
 NEWEST, BY_NAME, MOST_ACCURATE = range(3)
+NOTICE_S = 10
 
 
 class ModelsPanel(QWidget):
@@ -238,7 +240,7 @@ class ModelsPanel(QWidget):
         self._show_empty(self.list.count())
         if entry is not None and entry.error:
             # The details have the whole path; the bar has one line.
-            self._notify(entry.error.replace(entry.path, os.path.basename(entry.path)), Qgis.MessageLevel.Warning)
+            self._tell("warning", entry.error.replace(entry.path, os.path.basename(entry.path)))
 
     def _show_empty(self, count: int) -> None:
         if self.catalogue.is_reading():
@@ -312,17 +314,15 @@ class ModelsPanel(QWidget):
     def _exported(self, path: str, error: str) -> None:
         self._show_details()
         if error:
-            self._notify(error, Qgis.MessageLevel.Critical)
+            self._tell("error", error)
         elif path:
-            self._notify(self.tr("Exported to {path}").format(path=path), Qgis.MessageLevel.Success)
+            self._tell("success", self.tr("Exported to {path}").format(path=path))
 
     # Saying
 
-    def _notify(self, text: str, level: Any) -> None:
-        QgsMessageLog.logMessage(text, "GeoPEFT", level, False)
-        if self._iface is not None:
-            seconds = 0 if level == Qgis.MessageLevel.Critical else 10
-            self._iface.messageBar().pushMessage("GeoPEFT", text, level, seconds)
+    def _tell(self, level: str, text: str) -> None:
+        log(level, text)
+        notify(self._iface, level, text, NOTICE_S)
 
     def sizeHint(self) -> QSize:  # noqa: N802
         return QSize(340, 640)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, Optional
 
-from qgis.core import Qgis, QgsApplication, QgsLayerTreeLayer, QgsMapLayer, QgsMessageLog, QgsProject, QgsRasterLayer
+from qgis.core import Qgis, QgsApplication, QgsLayerTreeLayer, QgsMapLayer, QgsProject, QgsRasterLayer
 from qgis.PyQt.QtCore import Qt, pyqtSignal
 from qgis.PyQt.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QSizePolicy, QVBoxLayout, QWidget
 
@@ -13,12 +13,11 @@ from .. import settings
 from ..copy_plan import CopyError
 from ..label_layer import free_path
 from ..sources import needs_rendering
+from .notices import log
 from .runs import AlgorithmRun, RunFeedback
 from .stack_row import StackRow
 from .stretch import Stretch, StretchTask, show
 from .web_row import WebRow
-
-LEVELS = {"warning": Qgis.MessageLevel.Warning, "error": Qgis.MessageLevel.Critical}
 
 
 class SourceRow(QWidget):
@@ -140,7 +139,7 @@ class SourceRow(QWidget):
         stem = re.sub(r"[^\w.\-]+", "_", name).strip("_.") or "raster"
         path = free_path(folder / f"{stem}{suffix}")
         feedback = RunFeedback()
-        feedback.said.connect(self._say)
+        feedback.said.connect(log)
         feedback.progressChanged.connect(lambda percent: self.bar.setValue(round(percent)))
         self._neighbour, self._name = neighbour, name
         self._run = AlgorithmRun(algorithm, {**parameters, "OUTPUT": str(path)}, feedback, self)
@@ -183,13 +182,13 @@ class SourceRow(QWidget):
             project.layerTreeRoot().addLayer(layer)
         else:
             parent.insertChildNode(parent.children().index(node), QgsLayerTreeLayer(layer))
-        self._say("info", self.tr("{path} is written.").format(path=path))
+        log("info", self.tr("{path} is written.").format(path=path))
         self._show()
         self.fetched.emit(layer)
 
     def _fail(self, sentence: str) -> None:
         self.error_label.setText(sentence)
-        self._say("error", sentence)
+        log("error", sentence)
         self._show()
         self.failed.emit(sentence)
 
@@ -201,7 +200,3 @@ class SourceRow(QWidget):
         self._busy_row.setVisible(is_busy)
         parts = (self._needs_fetching, self.stack.has_offer(), is_busy, bool(self.error_label.text()))
         self.setVisible(any(parts))
-
-    def _say(self, level: str, text: str) -> None:
-        if text:
-            QgsMessageLog.logMessage(text, "GeoPEFT", LEVELS.get(level, Qgis.MessageLevel.Info), False)

@@ -7,7 +7,7 @@ from typing import Any, Optional
 
 from qgis.core import QgsProject
 from qgis.gui import QgsCollapsibleGroupBox
-from qgis.PyQt.QtCore import QCoreApplication, Qt, QTimer, pyqtSignal
+from qgis.PyQt.QtCore import Qt, QTimer, pyqtSignal
 from qgis.PyQt.QtGui import QHideEvent, QShowEvent
 from qgis.PyQt.QtWidgets import (
     QCheckBox,
@@ -22,6 +22,7 @@ from qgis.PyQt.QtWidgets import (
 )
 
 from .. import settings
+from ..language import tr
 from ..layers import LayerError, raster_parameter
 from ..results import load_result
 from ..sample import open_sample
@@ -329,13 +330,9 @@ def accuracy_text(fit_results: dict[str, Any]) -> str:
     """The accuracy of a training as a sentence."""
     value, low, high = (fit_results.get(name) for name in ("MIOU", "MIOU_LOW", "MIOU_HIGH"))
     if value is None:
-        return _tr("The model is trained. There were too few labels to hold some out and measure its accuracy.")
+        return tr("The model is trained. There were too few labels to hold some out and measure its accuracy.")
     interval = f" ({low:.2f}–{high:.2f})" if low is not None and high is not None else ""
-    return _tr("mIoU {value} on held-out labels").format(value=f"{value:.2f}{interval}")
-
-
-def _tr(text: str) -> str:
-    return QCoreApplication.translate("GeoPEFT", text)
+    return tr("mIoU {value} on held-out labels").format(value=f"{value:.2f}{interval}")
 
 
 def _button(text: str, name: str, bold: bool = False) -> QPushButton:

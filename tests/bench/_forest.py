@@ -52,9 +52,9 @@ def measure(
 def run(job: dict[str, Any]) -> dict[str, Any]:
     """Fits and scores the forest that `measure` asks for."""
     from geopeft.events import Reporter
-    from geopeft.fit import prepare
     from geopeft.job import FitJob
     from geopeft.objective import confusion, figures
+    from geopeft.prepare import prepare
     from sklearn.ensemble import RandomForestClassifier
 
     start = time.monotonic()

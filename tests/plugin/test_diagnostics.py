@@ -36,7 +36,7 @@ def test_report_without_an_engine_tells_state_settings_and_last_error(here, monk
     monkeypatch.setenv("GEOPEFT_HOME", str(here / "engine home"))
     monkeypatch.setenv("PATH_TO_MY_SECRET", "x")
     monkeypatch.setenv("UV_PUBLISH_TOKEN", "token-123")
-    settings.put("package_index", "https://maria:pw@index.example/simple")
+    settings.put("package_index", "https://maria:pw@packages.example/all")
     engine_state.forget()
     diagnostics.note_error(f"The raster {here}/scene.tif cannot be read.")
     try:
@@ -48,7 +48,7 @@ def test_report_without_an_engine_tells_state_settings_and_last_error(here, monk
     assert lines["GeoPEFT"] == settings.version() and lines["QGIS"].startswith("3.")
     assert lines["Engine"].startswith("missing. The engine is not set up yet.")
     assert lines["Last error"] == "The raster ~/scene.tif cannot be read."
-    assert "***@index.example" in lines["Settings"]
+    assert "***@packages.example" in lines["Settings"]
     for secret in ("maria", "pw@", "token-123", "PATH_TO_MY_SECRET", str(Path.home())):
         assert secret not in text
 

@@ -36,14 +36,14 @@ def test_what_was_chosen_is_kept(page, tmp_path):
     page.weights_folder.setFilePath(str(tmp_path / "weights"))
     page.models_folder.setFilePath(str(tmp_path / "models"))
     page.kit_folder.setFilePath(str(tmp_path / "kit"))
-    page.index_edit.setText(" https://index.example/simple ")
+    page.index_edit.setText(" https://packages.example/all ")
     page.device_box.setCurrentIndex(page.device_box.findData("cpu"))
     page.preview_box.setChecked(False)
     page.apply()
     assert settings.weights_folder() == str(tmp_path / "weights")
     assert settings.models_folder() == tmp_path / "models"
     assert settings.get("kit_folder") == str(tmp_path / "kit")
-    assert settings.get("package_index") == "https://index.example/simple"
+    assert settings.get("package_index") == "https://packages.example/all"
     assert settings.device() == "cpu" and not settings.preview_is_on()
 
 
@@ -109,7 +109,7 @@ def test_every_field_has_a_name_and_a_tooltip(page):
 
 
 def test_nothing_is_stored_in_the_project(page, project):
-    page.index_edit.setText("https://index.example/simple")
+    page.index_edit.setText("https://packages.example/all")
     page.apply()
-    assert not project.isDirty() and "index.example" not in str(project.entryList("geopeft", ""))
+    assert not project.isDirty() and "packages.example" not in str(project.entryList("geopeft", ""))
     assert Path(project.fileName()) == Path()

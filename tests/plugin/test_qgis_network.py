@@ -94,7 +94,7 @@ def test_uv_and_pip_get_the_proxy_and_the_log_gets_no_password(proxy, tmp_path, 
     monkeypatch.setattr(engine_install, "expected_gb", lambda variant: (1.0, 0.0))
     monkeypatch.setenv("http_proxy", "http://old.example:1")
     proxy(**http_proxy(proxyUser="maria", proxyPassword="secret"))
-    settings.put("package_index", "https://index.example/simple")
+    settings.put("package_index", "https://packages.example/all")
     said = []
     choices = engine_install.Choices(folder=home, network=qgis_network.for_installer())
     settings.put("package_index", "")
@@ -110,6 +110,6 @@ def test_uv_and_pip_get_the_proxy_and_the_log_gets_no_password(proxy, tmp_path, 
     assert (
         downloads[0]["env"]["PIP_INDEX_URL"]
         == downloads[1]["env"]["UV_DEFAULT_INDEX"]
-        == "https://index.example/simple"
+        == "https://packages.example/all"
     )
     assert "secret" not in str(dict(os.environ)), "QGIS's own environment is left alone"

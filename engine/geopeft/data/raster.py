@@ -36,6 +36,8 @@ from geopeft.errors import RasterError
 MAX_PIXELS = 10**12
 HUGE = 1e38  # the customary nodata of 32-bit floats, in whatever rounding it was written
 HEADER_BYTES = 1 << 16
+# A band that has no data on this part of the pixels where all others have it is left out.
+MAY_LACK = 0.05
 
 
 @dataclass(frozen=True)
@@ -320,20 +322,26 @@ def band_statistics(info: RasterInfo, indexes: Sequence[int]) -> BandStatistics:
     )
 
 
-def lacking_band(info: RasterInfo, indexes: Sequence[int], stats: BandStatistics, least: float = 0.05) -> str:
+def with_data(stats: BandStatistics) -> list[int]:
+    """Positions of the bands that are used where none are named: a pixel is used where all of them have data, so those
+    that alone lack it on many pixels are left out, as long as two others remain."""
+    kept = [at for at, part in enumerate(stats.missing_alone) if part < MAY_LACK]
+    return kept if len(kept) >= 2 else list(range(len(stats.missing_alone)))
+
+
+def lacking_band(info: RasterInfo, indexes: Sequence[int], stats: BandStatistics) -> str:
     """A sentence naming the bands that lack data on many pixels where the others have it; "" where none does.
 
     Args:
         info: the raster.
         indexes: numbers of the bands.
         stats: what `band_statistics` found for them.
-        least: part of the pixels from which on a band is named.
     """
     names = {band.index: band.name for band in info.bands}
     lacking = [
         f"'{names[index]}' ({part:.0%})"
         for index, part in zip(indexes, stats.missing_alone, strict=True)
-        if part >= least
+        if part >= MAY_LACK
     ]
     if not lacking:
         return ""
