@@ -112,7 +112,8 @@ class PredictAlgorithm(EngineAlgorithm):
         entry = outputs["rasters"][0]
         classes = entry.get("classes") or []
         results: dict[str, Any] = {"OUTPUT": self._map, "CLASSES": classes_as_text(classes)}
-        ResultStyler.attach(context, self._map, "class_raster", classes, job["model"])
+        (raster,) = job["rasters"]
+        ResultStyler.attach(context, self._map, "class_raster", classes, job["model"], raster)
         for name, kind in (("CONFIDENCE", "confidence"), ("POLYGONS", "polygons")):
             if job[kind] and entry.get(kind):
                 wanted = self.parameterAsOutputLayer(parameters, name, context)
@@ -123,7 +124,7 @@ class PredictAlgorithm(EngineAlgorithm):
                     raise QgsProcessingException(
                         text.format(wanted=wanted, reason=error.strerror, path=entry[kind])
                     ) from error
-                ResultStyler.attach(context, wanted, kind, classes, job["model"])
+                ResultStyler.attach(context, wanted, kind, classes, job["model"], raster)
                 results[name] = wanted
         return results
 

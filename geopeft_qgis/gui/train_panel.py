@@ -31,7 +31,7 @@ from .form import TrainingForm
 from .preview import Preview
 from .runs import TrainAndMap, as_engine_outputs
 from .source_row import SourceRow
-from .train_options import TrainOptions
+from .train_options import TrainOptions, is_interrupted
 
 AFTER_TASK_MS = 300
 
@@ -301,7 +301,7 @@ class TrainPanel(QScrollArea):
         self.noticed.emit("error", text)
 
     def _canceled(self) -> None:
-        kept = self._kept() or self.tr("Nothing was changed.")
+        kept = self._kept() or self._interrupted() or self.tr("Nothing was changed.")
         self._stopped(self.tr("Canceled. {kept}").format(kept=kept))
 
     def _kept(self) -> str:
@@ -311,6 +311,12 @@ class TrainPanel(QScrollArea):
         self.form.suggest_model(after=self._model)
         text = self.tr("The model is kept: {path}. The tab 'Apply' can use it.")
         return text.format(path=self._model)
+
+    def _interrupted(self) -> str:
+        """That the training can go on, where a checkpoint is kept."""
+        if not is_interrupted(self._model):
+            return ""
+        return self.tr("What it has learned is kept: start it again to go on.")
 
     def _stopped(self, text: str) -> None:
         self._training = None

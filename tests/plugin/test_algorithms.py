@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import model_files
 import pytest
 from qgis.core import QgsProcessingContext, QgsProcessingException
 from qgis_session import Feedback
@@ -101,7 +102,7 @@ def test_results_that_processing_loads_are_styled(provider, fake_engine, raster_
     import processing
 
     model = tmp_path / "m.geopeft"
-    model.write_bytes(b"PK")
+    model_files.write(model, model_files.members())
     result = processing.runAndLoadResults(
         "geopeft:predict",
         {
@@ -121,7 +122,9 @@ def test_results_that_processing_loads_are_styled(provider, fake_engine, raster_
     ]
     assert layers["CONFIDENCE"].renderer().classificationMax() == 100
     assert [c.value() for c in layers["POLYGONS"].renderer().categories()] == ["water", "Forêt", "built up"]
-    assert layers["OUTPUT"].customProperty("geopeft/model") == str(model)
+    for layer in layers.values():
+        assert layer.customProperty("geopeft/model") == str(model)
+        assert layer.customProperty("geopeft/raster") == raster_layer.source()
 
 
 def test_only_geotiff_is_taken_as_output(provider, fake_engine, raster_layer, tmp_path):

@@ -127,6 +127,18 @@ def test_cancel_ends_a_hanging_engine(panel, fake_engine):
     assert QgsApplication.taskManager().countActiveTasks() == 0
 
 
+def test_what_a_canceled_training_had_learned_is_spoken_of(panel, fake_engine):
+    fake_engine("hang")
+    panel.start()
+    wait_until(lambda: "Training" in panel.stage_label.text())
+    panel._model.parent.mkdir(exist_ok=True)
+    panel._model.with_name(panel._model.name + ".resume").write_bytes(b"a checkpoint")
+    panel.cancel()
+    wait_until(lambda: panel._training is None)
+    assert panel.result_label.text() == "Canceled. What it has learned is kept: start it again to go on."
+    assert panel.options.resume_box.isVisibleTo(panel)
+
+
 def test_closing_the_plugin_waits_for_the_end_of_its_engine(panel, fake_engine):
     fake_engine("polite")
     panel.start()
