@@ -30,11 +30,11 @@ from qgis.PyQt.QtWidgets import (
 )
 
 from .. import settings
-from .export_row import ExportRow
 from .model_catalogue import Entry, ModelCatalogue
 from .model_view import ENTRY_ROLE, ModelDelegate, details_html
 from .notices import log, notify
 from .package_drop import is_package
+from .run_row import RunRow
 
 try:
     from qgis.PyQt.QtGui import QAction
@@ -198,7 +198,7 @@ class ModelsPanel(QWidget):
         lower.addWidget(self.apply_button, 2)
         lower.addWidget(self.open_button, 2)
         lower.addWidget(self.more_button)
-        self.export_row = ExportRow()
+        self.export_row = RunRow("GeopeftExport")
         self.export_row.ended.connect(self._exported)
         column = QVBoxLayout(self)
         column.addLayout(upper)
@@ -308,15 +308,16 @@ class ModelsPanel(QWidget):
 
     def export(self, model: str, target: str) -> None:
         """Writes a model as ONNX, in a task."""
-        self.export_row.start(model, target)
+        title = self.tr("Exporting {name}").format(name=Path(model).stem)
+        self.export_row.start(title, "geopeft:export", {"MODEL": model, "ONNX": target})
         self._show_details()
 
-    def _exported(self, path: str, error: str) -> None:
+    def _exported(self, results: dict[str, Any], error: str, canceled: bool) -> None:
         self._show_details()
         if error:
             self._tell("error", error)
-        elif path:
-            self._tell("success", self.tr("Exported to {path}").format(path=path))
+        elif not canceled:
+            self._tell("success", self.tr("Exported to {path}").format(path=results["ONNX"]))
 
     # Saying
 

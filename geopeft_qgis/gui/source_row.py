@@ -7,14 +7,14 @@ from typing import Any, Optional
 
 from qgis.core import Qgis, QgsApplication, QgsLayerTreeLayer, QgsMapLayer, QgsProject, QgsRasterLayer
 from qgis.PyQt.QtCore import Qt, pyqtSignal
-from qgis.PyQt.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QSizePolicy, QVBoxLayout, QWidget
+from qgis.PyQt.QtWidgets import QLabel, QSizePolicy, QVBoxLayout, QWidget
 
 from .. import settings
 from ..copy_plan import CopyError
 from ..label_layer import free_path
 from ..sources import needs_rendering
 from .notices import log
-from .runs import AlgorithmRun, RunFeedback
+from .run_row import RunRow
 from .stack_row import StackRow
 from .stretch import Stretch, StretchTask, show
 from .web_row import WebRow
@@ -31,7 +31,6 @@ class SourceRow(QWidget):
 
     def __init__(self, parent: Optional[QWidget] = None) -> None:
         super().__init__(parent)
-        self._run: Optional[AlgorithmRun] = None
         self._look: Optional[StretchTask] = None
         self._path = ""
         self._neighbour = ""
@@ -46,30 +45,21 @@ class SourceRow(QWidget):
         self.error_label.setWordWrap(True)
         self.error_label.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
         self.error_label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
-        self.bar = QProgressBar()
-        self.bar.setAlignment(Qt.AlignmentFlag.AlignCenter)
-        self.cancel_button = QPushButton(self.tr("Cancel"))
-        self.cancel_button.setObjectName("GeopeftCancelFetch")
-        self.cancel_button.setToolTip(self.tr("Stop; no file is written"))
-        self._busy_row = QWidget()
-        busy = QHBoxLayout(self._busy_row)
-        busy.setContentsMargins(0, 0, 0, 0)
-        busy.addWidget(self.bar, 1)
-        busy.addWidget(self.cancel_button)
+        self.run_row = RunRow("GeopeftFetch")
+        self.run_row.ended.connect(self._ended)
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
-        for widget in (self.web, self.stack, self.error_label, self._busy_row):
+        for widget in (self.web, self.stack, self.error_label, self.run_row):
             column.addWidget(widget)
         self.web.asked.connect(self._fetch)
         self.stack.asked.connect(self._stack)
         self.stack.changed.connect(self._show)
-        self.cancel_button.clicked.connect(self.cancel)
         self._show()
 
     @property
     def is_busy(self) -> bool:
         """True while a raster is made."""
-        return self._run is not None or self._look is not None
+        return self.run_row.is_busy or self._look is not None
 
     def set_layer(self, layer: Optional[QgsMapLayer]) -> None:
         """The layer in the raster box; the same one again changes nothing of what was chosen."""
@@ -95,17 +85,13 @@ class SourceRow(QWidget):
 
     def cancel(self) -> None:
         """Asks what runs to end."""
-        self.cancel_button.setEnabled(False)
-        if self._run is not None:
-            self._run.cancel()
+        self.run_row.cancel()
 
     def end(self) -> None:
         """Ends what runs and waits for it; for when the plugin goes away."""
         self.web.end()
         self.stack.end()
-        if self._run is not None:
-            self._run.end()
-            self._run = None
+        self.run_row.end()
         if self._look is not None:
             self._look.measured.disconnect(self._add)
             self._look.cancel()
@@ -117,16 +103,18 @@ class SourceRow(QWidget):
         except CopyError as error:
             self._fail(str(error))
             return
-        self.bar.setFormat(self.tr("Fetching: %p %"))
-        self._start("geopeft:renderlayer", parameters, self.web.name(), ".tif", parameters["LAYER"])
+        title = self.tr("Fetching {name}").format(name=self.web.name())
+        self._start(title, "geopeft:renderlayer", parameters, self.web.name(), ".tif", parameters["LAYER"])
 
     def _stack(self) -> None:
         if self.stack.has_offer():
             parameters = self.stack.parameters()
-            self.bar.setFormat(self.tr("Stacking: %p %"))
-            self._start("geopeft:stack", parameters, self.stack.name(), ".vrt", self.stack.first_layer())
+            title = self.tr("Stacking {name}").format(name=self.stack.name())
+            self._start(title, "geopeft:stack", parameters, self.stack.name(), ".vrt", self.stack.first_layer())
 
-    def _start(self, algorithm: str, parameters: dict[str, Any], name: str, suffix: str, neighbour: str) -> None:
+    def _start(
+        self, title: str, algorithm: str, parameters: dict[str, Any], name: str, suffix: str, neighbour: str
+    ) -> None:
         if self.is_busy:
             return
         folder = settings.new_raster_folder()
@@ -138,20 +126,12 @@ class SourceRow(QWidget):
             return
         stem = re.sub(r"[^\w.\-]+", "_", name).strip("_.") or "raster"
         path = free_path(folder / f"{stem}{suffix}")
-        feedback = RunFeedback()
-        feedback.said.connect(log)
-        feedback.progressChanged.connect(lambda percent: self.bar.setValue(round(percent)))
         self._neighbour, self._name = neighbour, name
-        self._run = AlgorithmRun(algorithm, {**parameters, "OUTPUT": str(path)}, feedback, self)
-        self._run.ended.connect(self._ended)
-        self.bar.setValue(0)
-        self.cancel_button.setEnabled(True)
         self.error_label.clear()
+        self.run_row.start(title, algorithm, {**parameters, "OUTPUT": str(path)})
         self._show()
-        self._run.start()
 
     def _ended(self, results: dict[str, Any], error: str, canceled: bool) -> None:
-        self._run = None
         if error or canceled:
             if error:
                 self._fail(error)
@@ -197,6 +177,6 @@ class SourceRow(QWidget):
         self.web.setVisible(self._needs_fetching and not is_busy)
         self.stack.setVisible(self.stack.has_offer() and not is_busy)
         self.error_label.setVisible(bool(self.error_label.text()) and not is_busy)
-        self._busy_row.setVisible(is_busy)
+        self.run_row.setVisible(is_busy)
         parts = (self._needs_fetching, self.stack.has_offer(), is_busy, bool(self.error_label.text()))
         self.setVisible(any(parts))

@@ -62,7 +62,7 @@ def wait(done, seconds=20.0):
 
 def shown(row):
     """What of the row can be seen, as if its parent were."""
-    return [name for name in ("web", "stack", "error_label", "_busy_row") if not getattr(row, name).isHidden()]
+    return [name for name in ("web", "stack", "error_label", "run_row") if not getattr(row, name).isHidden()]
 
 
 def test_there_is_nothing_to_see_for_files(row, raster_layer):
@@ -94,7 +94,7 @@ def test_the_raster_is_fetched_added_and_announced(row, service, project):
     project.addMapLayer(layer)
     row.set_layer(layer)
     row.web.button.click()
-    assert row.is_busy and shown(row) == ["_busy_row"]
+    assert row.is_busy and shown(row) == ["run_row"]
     wait(lambda: not row.is_busy)
     assert row.failures == [] and len(row.got) == 1
     fetched = row.got[0]
@@ -195,7 +195,7 @@ def test_cancel_leaves_everything_as_it_was(row, service, project, tmp_path):
     service.wait_s = 0.5
     row.set_layer(layer)
     row.web.button.click()
-    row.cancel_button.click()
+    row.run_row.cancel_button.click()
     wait(lambda: not row.is_busy)
     assert row.got == row.failures == [] and shown(row) == ["web"]
     assert list((tmp_path / "rasters").iterdir()) == []
@@ -312,6 +312,6 @@ def test_the_row_fits_into_the_panel_and_can_be_used_by_keyboard(row, service, p
     row.show()
     QCoreApplication.processEvents()
     assert row.minimumSizeHint().width() <= 340
-    for widget in (row.web.size_box, row.web.area_box, row.web.button, row.stack.button, row.cancel_button):
+    for widget in (row.web.size_box, row.web.area_box, row.web.button, row.stack.button, row.run_row.cancel_button):
         assert widget.objectName() and widget.toolTip(), widget
     row.hide()
