@@ -129,6 +129,9 @@ class AlgorithmRun(QObject):
         self.cancel()
         if self._task is not None:
             self._task.executed.disconnect(self._executed)
+            # When its thread has ended, the task finishes in the main thread, which may come after this object is gone.
+            held = (self._context, self.feedback)
+            self._task.destroyed.connect(lambda *_: held)
             self._task.waitForFinished(END_WAIT_MS)
             self._task = None
 
