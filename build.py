@@ -29,7 +29,7 @@ sys.dont_write_bytecode = True
 
 from geopeft_qgis import engine_complaints, engine_kit, engine_steps, engine_uv  # noqa: E402, path first
 from geopeft_qgis import engine_install as install  # noqa: E402
-from tests import language_files, qgis_versions, store, visible_text  # noqa: E402
+from tests import error_codes, faults, language_files, qgis_versions, store, visible_text  # noqa: E402
 
 BUILD = ROOT / "build"
 CONFIG = ROOT / "engine" / "pyproject.toml"
@@ -129,7 +129,9 @@ def current_schema() -> str:
 def command_schema(arguments: argparse.Namespace) -> int:
     SCHEMA.parent.mkdir(parents=True, exist_ok=True)
     SCHEMA.write_text(current_schema(), encoding="utf-8", newline="\n")
-    say(f"{SCHEMA.relative_to(ROOT)}: written")
+    error_codes.TABLE.write_text(error_codes.table(), encoding="utf-8", newline="\n")
+    for path in (SCHEMA, error_codes.TABLE):
+        say(f"{path.relative_to(ROOT)}: written")
     return 0
 
 
@@ -364,6 +366,8 @@ def check(seconds: dict[str, float]) -> list[str]:
         "languages": everything_is_translated,
         "tree": tree_is_clean,
         "store gate": lambda: passes_store_gate(tool),
+        "security of the tree": lambda: is_safe(tool),
+        "known holes": lambda: has_no_known_holes(),
         "Qt 6": lambda: runs_on_qt_6(python),
     }
     failed = []
@@ -435,6 +439,67 @@ def passes_store_gate(tool: Callable[..., bool]) -> bool:
     return safe and tidy and not secrets and not faults
 
 
+def is_safe(tool: Callable[..., bool]) -> bool:
+    """bandit and detect-secrets on the whole tree: what the store does not see runs as well.
+
+    Tests start processes and assert; that is what they are for.
+    """
+    ini = ("--ini", ROOT / ".bandit")
+    safe = tool("bandit", "--quiet", "--recursive", *ini, "engine/geopeft", "geopeft_qgis")
+    # It reads the reports that it has just had written.
+    safe = tool("bandit", "--quiet", "--skip", "B404,B603,B314,B405", "build.py") and safe
+    for_tests = (
+        "B314,B405,B101,B105,B106,B108,B301,B310,B311,B403,B404,B603,B605,B606,B607,B102,B103,B110,B112,B202,B324,B614"
+    )
+    safe = tool("bandit", "--quiet", "--recursive", "--skip", for_tests, "tests") and safe
+    with tempfile.TemporaryFile() as listing:
+        # Locks are nothing but checksums, language files nothing but words.
+        left_out = r"\.lock$|^engine/uv\.txt$|^resources/i18n/|^resources/(sample|results|backbones)/|^build/|^\.git/"
+        # The passwords that tests look for in what is shown.
+        canaries = r"maria|mar ia|s3c|secret|canary|token@"
+        scanned = tool(
+            "detect_secrets", "scan", "--exclude-files", left_out, "--exclude-lines", canaries, stdout=listing
+        )
+        listing.seek(0)
+        secrets = json.loads(listing.read())["results"] if scanned else {"detect-secrets": "did not run"}
+    for name, findings in secrets.items():
+        say(f"possible secret in {name}: {findings}")
+    return safe and not secrets
+
+
+def has_no_known_holes() -> bool:
+    """pip-audit on the locks, with the pinned uv; left out, saying so, where it or its source cannot be reached."""
+    uv = install.uv_program(say, may_use_apt=True)
+    clean = True
+    for lock in (ROOT / "engine" / "requirements.lock", ROOT / "tests" / "requirements.lock"):
+        command = [
+            uv,
+            "tool",
+            "run",
+            "pip-audit",
+            "--requirement",
+            lock,
+            "--disable-pip",
+            "--no-deps",
+            "--format",
+            "json",
+        ]
+        options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "timeout": 120}
+        try:
+            answer = run([*command, "--progress-spinner", "off"], **options)
+            found = json.loads(answer.stdout)["dependencies"]
+        except (subprocess.TimeoutExpired, ValueError, KeyError):
+            say(f"{lock.relative_to(ROOT)}: not looked at, since pip-audit or its list of holes cannot be reached.")
+            continue
+        if all("skip_reason" in package for package in found):
+            say(f"{lock.relative_to(ROOT)}: not looked at, since the index here knows of no holes at all.")
+        for package in found:
+            for hole in package.get("vulns", ()):
+                clean = False
+                say(f"{package['name']} {package['version']}: {hole['id']}, mended in {hole.get('fix_versions')}")
+    return clean
+
+
 def runs_on_qt_6(python: Path) -> bool:
     """The windows on real PyQt6, with a stand-in for QGIS; then pyright, which knows every name that Qt 6 has."""
     folder = install.install_tools(python, QT6_LOCK, say, may_use_apt=True)
@@ -479,6 +544,11 @@ def command_test(arguments: argparse.Namespace) -> int:
                 failed += pytest("plugin-other", qgis, [*plugin, "-m", "not slow"], {**more, **other})
     elif os.environ.get("CI"):
         failed.append("plugin tests (QGIS is missing)")
+    if qgis and not arguments.fast:
+        unreached = sorted(set(error_codes.codes()) - faults.codes(results))
+        for code in unreached:
+            say(f"No test reaches the error {code}.")
+        failed += ["every error is reached by a test"] if unreached else []
     for name, spent in seconds.items():
         say(f"{spent:8.1f} s  {name}")
     say(f"FAILED: {', '.join(failed)}" if failed else "All passed.")
@@ -486,7 +556,9 @@ def command_test(arguments: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def pytest(name: str, python: Path, arguments: list[str], more: Mapping[str, object]) -> list[str]:
+def pytest(
+    name: str, python: Path, arguments: list[str], more: Mapping[str, object], reports: Path = BUILD / "test-results"
+) -> list[str]:
     """Runs pytest; its name where it failed."""
     shared = ROOT.parent / "shared"
     environment = clean_environment(**{"PYTHONDONTWRITEBYTECODE": 1, **more})
@@ -496,7 +568,7 @@ def pytest(name: str, python: Path, arguments: list[str], more: Mapping[str, obj
     environment["PATH"] = os.pathsep.join([*([] if "PATH" in more else ["/usr/bin", "/bin"]), environment["PATH"]])
     if shared.is_dir():
         environment.setdefault("GEOPEFT_SHARED", str(shared))
-    report = BUILD / "test-results" / f"{name}.xml"
+    report = reports / f"{name}.xml"
     report.parent.mkdir(parents=True, exist_ok=True)
     options = ["-c", CONFIG, "--rootdir", ROOT, "-p", "no:cacheprovider", "-rs", f"--junit-xml={report}"]
     with tempfile.TemporaryDirectory() as scratch:
@@ -647,6 +719,63 @@ def command_bench(arguments: argparse.Namespace) -> int:
     return run([python, scripts[arguments.name], *arguments.options], env=environment, stdout=sys.stdout).returncode
 
 
+# faults
+
+
+def command_faults(arguments: argparse.Namespace) -> int:
+    """Tests and sweeps of what can go wrong; the results go to resources/results/faults.md."""
+    sweeps = {path.stem.replace("_", "-"): path for path in sorted((ROOT / "tests" / "sweeps").glob("[!_]*.py"))}
+    chosen = arguments.names or ["table", "tests", *sweeps]
+    unknown = [name for name in chosen if name not in ("table", "tests", *sweeps)]
+    if unknown:
+        raise Failure(f"There is no sweep {unknown[0]!r}; there are: table, tests, {', '.join(sweeps)}.")
+    seconds: dict[str, float] = {}
+    failed = []
+    for name in chosen:
+        with stage(f"faults: {name}", seconds):
+            if name == "table":
+                text = faults.written(faults.TABLE.read_text(encoding="utf-8"), faults.marked())
+                faults.TABLE.write_text(text, encoding="utf-8", newline="\n")
+            elif name == "tests":
+                failed += test_faults()
+            else:
+                failed += sweep(name, sweeps[name])
+    if chosen != ["table"]:
+        result = ROOT / "resources" / "results" / "faults.md"
+        result.write_text(faults.report(BUILD / "faults"), encoding="utf-8", newline="\n")
+        print(result)
+    say(f"FAILED: {', '.join(failed)}" if failed else "All passed.")
+    return 1 if failed else 0
+
+
+def test_faults() -> list[str]:
+    """All tests that carry the marker `fault`, in the engine's Python and in QGIS's."""
+    folder = BUILD / "faults" / "tests"
+    shutil.rmtree(folder, ignore_errors=True)
+    python, qgis, chosen = engine_python(), qgis_python(), ["-m", "fault"]
+    paths = ["tests/engine", "tests/contract", *sorted(str(path) for path in (ROOT / "tests").glob("test_*.py"))]
+    failed = pytest("engine", python, [*paths, *chosen], {}, folder)
+    if qgis:
+        more = {"QT_QPA_PLATFORM": "offscreen", "GEOPEFT_ENGINE_PYTHON": python}
+        failed += pytest("plugin", qgis, ["tests/plugin", *chosen], more, folder)
+    return failed
+
+
+def sweep(name: str, script: Path) -> list[str]:
+    """Runs a sweep, whose one answer on stdout is `{"cases", "wrong", "outcomes": {words: count}}`."""
+    python = engine_python()
+    environment = clean_environment(PYTHONPATH=os.pathsep.join([str(tools(python)), str(ROOT)]), OMP_NUM_THREADS=1)
+    started = time.monotonic()
+    answer = run([python, script], env=environment, stdout=subprocess.PIPE)
+    if answer.returncode or not answer.stdout.strip():
+        return [name]
+    found = json.loads(answer.stdout.splitlines()[-1]) | {"seconds": round(time.monotonic() - started)}
+    (BUILD / "faults").mkdir(parents=True, exist_ok=True)
+    (BUILD / "faults" / f"{name}.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+    say(json.dumps(found))
+    return [name] if found["wrong"] else []
+
+
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="build.py", description="The project's one tool.")
     commands = top.add_subparsers(dest="command", required=True)
@@ -667,12 +796,14 @@ def parser() -> argparse.ArgumentParser:
     bench = add("bench", command_bench, "run tests/bench/NAME.py with the engine's Python")
     bench.add_argument("name")
     bench.add_argument("options", nargs=argparse.REMAINDER)
+    wrong = add("faults", command_faults, "tests and sweeps of what can go wrong, and the table of their results")
+    wrong.add_argument("names", nargs="*", metavar="NAME", help="table, tests, or a script of tests/sweeps; else all")
     engine = add("engine", command_engine, "create or repair the engine's environment; prints the path of its Python")
     engine.add_argument("--repair", action="store_true", help="make it anew, fetch damaged packages again")
     engine.add_argument("--wheels", type=Path, help="an offline kit, or a folder with all wheels, uv's too")
     link = add("link", command_link, "put the plugin into a QGIS profile, as links to this folder")
     link.add_argument("--profile", type=Path, help="the profile's folder; else the default profile")
-    add("schema", command_schema, "write resources/schema from the engine's job types")
+    add("schema", command_schema, "write resources/schema from the engine's job types, and the table of its errors")
     add("strings", command_strings, "bring the language files in resources/i18n up to date with the code")
     lock = add("lock", command_lock, "pin all packages with hashes, for Linux, Windows and macOS")
     lock.add_argument("--upgrade", action="store_true", help="take the newest releases")

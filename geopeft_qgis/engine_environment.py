@@ -70,7 +70,10 @@ def verify(python: Path) -> list[str]:
     found = damage(environment)
     cut = tr("{package}: {count} files are missing or cut, such as {file}.")
     problems = [cut.format(package=name, count=len(files), file=files[0]) for name, files in found.items()]
-    if read_stamp(environment).get("packages") != count_packages(environment):
+    stamp = read_stamp(environment)
+    # An environment that an earlier version made says nothing of its lists.
+    lists = records_hash(environment) if "records" in stamp else None
+    if stamp.get("packages") != count_packages(environment) or stamp.get("records") != lists:
         problems.append(tr("Packages are missing."))
     if not problems:
         started, text = answer([str(python), "-I", "-m", "geopeft", "probe"])
@@ -127,9 +130,21 @@ def count_packages(environment: Path) -> int:
     return sum(1 for _ in site_packages(environment).glob("*.dist-info/RECORD"))
 
 
+def records_hash(environment: Path) -> str:
+    """Over the packages' own lists of files, so that a list that is cut does not make its files whole."""
+    seen = hashlib.sha256()
+    for record in sorted(site_packages(environment).glob("*.dist-info/RECORD")):
+        seen.update(record.parent.name.encode() + b"\0" + record.read_bytes())
+    return seen.hexdigest()
+
+
 def damage(environment: Path, read_all: bool = False) -> dict[str, list[str]]:
-    """Files per package that differ from its RECORD: by presence and size, with `read_all` by sha256 too."""
+    """Files per package that differ from its RECORD: by presence and size, with `read_all` by sha256 too.
+
+    A file that was written to after the environment was finished is always read.
+    """
     site = site_packages(environment)
+    finished = _finished_at(environment)
     broken: dict[str, list[str]] = {}
     for record in site.glob("*.dist-info/RECORD"):
         with record.open(encoding="utf-8", newline="") as lines:
@@ -137,20 +152,29 @@ def damage(environment: Path, read_all: bool = False) -> dict[str, list[str]]:
                 if (
                     size
                     and not name.endswith((".pyc", MAY_CHANGE))
-                    and not _is_whole(site / name, digest, int(size), read_all)
+                    and not _is_whole(site / name, digest, int(size), read_all, finished)
                 ):
                     broken.setdefault(record.parent.name.split("-")[0].replace("_", "-"), []).append(name)
     return broken
 
 
-def _is_whole(path: Path, digest: str, size: int, read_all: bool) -> bool:
+def _finished_at(environment: Path) -> float:
+    """When the stamp was written, in seconds; for ever where there is none yet."""
     try:
-        if path.stat().st_size != size:
+        return (environment / STAMP).stat().st_mtime
+    except OSError:
+        return float("inf")
+
+
+def _is_whole(path: Path, digest: str, size: int, read_all: bool, finished: float) -> bool:
+    try:
+        status = path.stat()
+        if status.st_size != size:
             return False
-        if not read_all or not digest.startswith("sha256="):
+        if not (read_all or status.st_mtime > finished) or not digest.startswith("sha256="):
             return True
         return file_sha256(path).digest() == base64.urlsafe_b64decode(digest[len("sha256=") :] + "==")
-    except OSError:
+    except (OSError, ValueError):
         return False
 
 

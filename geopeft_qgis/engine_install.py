@@ -36,6 +36,7 @@ from .engine_environment import (
     python_in,
     read_stamp,
     ready_environments,
+    records_hash,
     site_packages,
     verify,
 )
@@ -392,6 +393,7 @@ class _Installation:
             "variant": self.variant,
             "python": minor,
             "packages": count_packages(fresh),
+            "records": records_hash(fresh),
         }
         with (fresh / STAMP).open("w", encoding="utf-8") as file:
             json.dump(stamp, file, indent=1)

@@ -20,7 +20,7 @@ from typing import IO, Any, NamedTuple, Optional, Union
 from .language import tr
 
 # The newest manifest that this plugin understands.
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 SUFFIX = ".geopeft"
 MANIFEST, WEIGHTS = "manifest.json", "weights.safetensors"
 MEMBERS = frozenset((MANIFEST, WEIGHTS, "forest.onnx", "start.safetensors", "model.onnx"))

@@ -13,6 +13,7 @@ from .algorithms.predict import PredictAlgorithm
 from .algorithms.predict_many import PredictManyAlgorithm
 from .algorithms.pretrain import PretrainAlgorithm
 from .algorithms.renderlayer import RenderLayerAlgorithm
+from .algorithms.report import ReportAlgorithm
 from .algorithms.stack import StackAlgorithm
 from .example_model import ExampleModel
 
@@ -21,6 +22,7 @@ ALGORITHMS = (
     PredictAlgorithm,
     PredictManyAlgorithm,
     EvaluateAlgorithm,
+    ReportAlgorithm,
     ExportAlgorithm,
     PretrainAlgorithm,
     RenderLayerAlgorithm,

@@ -114,7 +114,9 @@ def fit(job):
     write_package(job["out"])
     if job.get("json_file"):
         Path(job["json_file"]).write_text(json.dumps(FIGURES), encoding="utf-8")
-    return {"model": job["out"], "figures": FIGURES}
+    if job.get("report"):
+        write_page(job["report"])
+    return {"model": job["out"], "figures": FIGURES, **({"report": job["report"]} if job.get("report") else {})}
 
 
 def write_package(path):
@@ -235,6 +237,17 @@ def evaluate(job):
     return {"figures": FIGURES}
 
 
+def report(job):
+    write_page(job["out"])
+    return {"report": job["out"]}
+
+
+def write_page(path):
+    Path(path).write_text(
+        "<!doctype html><html lang='en'><body><h1>Accuracy report</h1></body></html>", encoding="utf-8"
+    )
+
+
 def export(job):
     Path(job["onnx"]).write_bytes(b"fake onnx")
     return {"onnx": job["onnx"]}
@@ -297,7 +310,14 @@ def work_on(mode, job_file, is_first_process):
     emit("completed", job=job_file, outputs={} if mode == "missing" else preview(job))
 
 
-WRITERS = {"fit": fit, "pretrain": pretrain, "predict": predict, "evaluate": evaluate, "export": export}
+WRITERS = {
+    "fit": fit,
+    "pretrain": pretrain,
+    "predict": predict,
+    "evaluate": evaluate,
+    "export": export,
+    "report": report,
+}
 
 
 def probe():

@@ -17,18 +17,20 @@ PLUGIN = ROOT / "geopeft_qgis"
 
 # A module of the engine imports only from its own part and from parts to its left.
 ORDER = (
-    "errors events watched job writing checkpoint data models objective package classical runtime training pretext "
-    "pretraining pretrain forest blending texture_tiles labelled_pixels scenes starting prepare holdout fit evaluate "
-    "vectorize class_raster preview predict export quicklook devices probe schema __main__"
+    "errors events watched job holding writing checkpoint data models accuracy objective package classical runtime "
+    "training pretext pretraining pretrain forest baselines blending texture_tiles labelled_pixels scenes starting "
+    "prepare holdout judging report fit evaluate vectorize class_raster preview sights suspects predict export "
+    "quicklook devices probe schema __main__"
 ).split()
 # What the direction alone would allow.
 KNOWS_NOTHING_OF = {
     "runtime": {"objective"},
+    "report": {"objective", "training", "forest", "blending"},
     "evaluate": {"training", "forest", "fit"},
     "predict": {"objective", "training", "forest", "fit", "preview"},
     "preview": {"objective", "training", "blending", "fit", "evaluate", "vectorize"},
     "export": {"objective", "training", "forest", "fit"},
-    "__main__": set(ORDER) - {"errors", "events", "job", "__main__"},
+    "__main__": set(ORDER) - {"errors", "events", "job", "holding", "__main__"},
 }
 TOP_LEVEL = {"README.md", "metadata.txt", "geopeft_qgis", "engine", "resources", "tests", "build.py", "LICENSE"}
 STDLIB_ONLY = tuple(

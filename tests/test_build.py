@@ -40,6 +40,7 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.relative_to(ROOT).as_posix())
+@pytest.mark.fault("E22")
 def test_every_locked_package_has_hashes_and_no_address(lock: Path) -> None:
     text = lock.read_text(encoding="utf-8")
     assert "://" not in text and "index" not in re.sub(r"^#.*", "", text, flags=re.MULTILINE)
@@ -61,6 +62,7 @@ def test_test_tools_bring_nothing_that_qgis_has_of_its_own() -> None:
     }
 
 
+@pytest.mark.fault("Q04")
 def test_zip_is_the_same_each_time_and_holds_what_the_store_wants(build: ModuleType, tmp_path: Path) -> None:
     first, second = build.make_zip(tmp_path / "a.zip"), build.make_zip(tmp_path / "b.zip")
     assert first.read_bytes() == second.read_bytes()

@@ -16,7 +16,7 @@ from pathlib import Path
 import fake_uv
 import pytest
 
-from geopeft_qgis import engine_disk, engine_environment, engine_install, engine_steps, engine_uv
+from geopeft_qgis import engine_disk, engine_environment, engine_install, engine_process, engine_steps, engine_uv
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "engine"
@@ -69,6 +69,7 @@ def test_environment_of_another_lock_or_source_is_not_taken(own_home: Path, chan
     assert engine_install.engine_python(SOURCE) is None
 
 
+@pytest.mark.fault("E02")
 def test_unfinished_environment_is_not_taken_and_is_swept_away(own_home: Path) -> None:
     whole = make_environment(own_home)
     unstamped = make_environment(own_home, "unstamped")
@@ -82,6 +83,7 @@ def test_unfinished_environment_is_not_taken_and_is_swept_away(own_home: Path) -
     assert not any(python.exists() for python in (unstamped, half, foreign))
 
 
+@pytest.mark.fault("E15")
 def test_environment_whose_base_python_is_gone_is_not_taken(own_home: Path) -> None:
     python = make_environment(own_home)
     python.unlink()
@@ -94,7 +96,8 @@ def test_cut_missing_and_changed_files_are_found(own_home: Path) -> None:
     file = engine_environment.site_packages(environment) / "one.py"
     assert engine_environment.damage(environment, read_all=True) == {}
     file.write_bytes(b"1 + 2\n")
-    assert engine_environment.damage(environment) == {}
+    os.utime(file, (0, 0))
+    assert engine_environment.damage(environment) == {}, "not every file is read each time"
     assert engine_environment.damage(environment, read_all=True) == {"one": ["one.py"]}
     file.write_bytes(b"1 +")
     assert engine_environment.damage(environment) == {"one": ["one.py"]}
@@ -102,6 +105,31 @@ def test_cut_missing_and_changed_files_are_found(own_home: Path) -> None:
     assert "one.py" in engine_install.verify(environment / "bin" / "python")[0]
 
 
+@pytest.mark.fault("E16")
+@pytest.mark.parametrize("fault", ["deleted", "emptied", "zeroed", "flipped"])
+@pytest.mark.parametrize("name", ["one.py", "one-1.0.dist-info/RECORD"])
+def test_one_file_that_changed_is_found_before_a_run(own_home: Path, name: str, fault: str) -> None:
+    environment = make_environment(own_home).parents[1]
+    stamp = environment / "stamp.json"
+    content = json.loads(stamp.read_text()) | {"records": engine_environment.records_hash(environment)}
+    stamp.write_text(json.dumps(content), encoding="utf-8")
+    assert engine_environment.damage(environment) == {}
+    path = engine_environment.site_packages(environment) / name
+    spoil(path, fault)
+    (problem,) = engine_environment.verify(environment / "bin" / "python")[:1]
+    assert "missing" in problem
+
+
+def spoil(path: Path, fault: str) -> None:
+    body = path.read_bytes()
+    path.unlink()
+    changed = {"emptied": b"", "zeroed": bytes(len(body)), "flipped": body[:3] + bytes([body[3] ^ 1]) + body[4:]}
+    if fault != "deleted":
+        path.write_bytes(changed[fault])
+        os.utime(path, (time.time() + 5, time.time() + 5))
+
+
+@pytest.mark.fault("E16")
 def test_missing_package_is_found(own_home: Path) -> None:
     python = make_environment(own_home, packages=2)
     assert engine_install.verify(python) == ["Packages are missing."]
@@ -115,6 +143,7 @@ def test_switch_replaces_a_folder_that_is_there(tmp_path: Path) -> None:
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["key", "key/key.new-7"]
 
 
+@pytest.mark.fault("C01")
 def test_second_installation_waits_for_the_first(own_home: Path) -> None:
     steps = engine_steps.Steps(lambda text: None, lambda: False)
     own_home.mkdir()
@@ -162,6 +191,7 @@ def test_failed_command_tells_its_output(tmp_path: Path) -> None:
         steps.run([sys.executable, "-c", "import sys; sys.exit('error: no space left')"], tmp_path)
 
 
+@pytest.mark.fault("E22")
 def test_uv_with_a_wrong_checksum_is_refused(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = own_home / "uv-1-py3-none-any.whl"
     own_home.mkdir()
@@ -173,6 +203,29 @@ def test_uv_with_a_wrong_checksum_is_refused(own_home: Path, monkeypatch: pytest
     assert not [path for path in (own_home / "uv").rglob("*") if path.is_file()]
 
 
+@pytest.mark.fault("E08", "E09", "E10", "D13")
+@pytest.mark.parametrize(
+    "name",
+    "PYTHONHOME PYTHONPATH PYTHONEXECUTABLE PYTHONSTARTUP PYTHONUSERBASE VIRTUAL_ENV CONDA_PREFIX LD_PRELOAD "
+    "LD_LIBRARY_PATH DYLD_LIBRARY_PATH GDAL_DATA GDAL_DRIVER_PATH GDAL_VRT_ENABLE_PYTHON GDAL_SKIP PROJ_LIB PROJ_DATA "
+    "PROJ_NETWORK QT_PLUGIN_PATH QGIS_PREFIX_PATH HF_TOKEN HF_ENDPOINT HF_HUB_OFFLINE TRANSFORMERS_CACHE TORCH_HOME "
+    "AWS_SECRET_ACCESS_KEY UV_INSECURE_HOST UV_INDEX_STRATEGY UV_NO_VERIFY_HASHES SSLKEYLOGFILE OPENSSL_CONF".split(),
+)
+def test_a_variable_that_leads_astray_reaches_no_child(name: str) -> None:
+    assert name not in engine_process.child_environment({name: "x", name.lower(): "x", "PATH": "/bin"})
+    assert name.lower() not in engine_process.child_environment({name.lower(): "x"})
+
+
+@pytest.mark.fault("E12")
+def test_no_command_of_the_installer_leaves_certificates_or_hashes_unchecked() -> None:
+    code = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "geopeft_qgis").rglob("*.py")))
+    for word in ("trusted-host", "TRUSTED_HOST", "INSECURE_HOST", "insecure-host", "CERT_NONE", "no-verify-hashes",
+                 "_create_unverified_context", "verify=False", "ignoreSslErrors", "VerifyNone"):  # fmt: skip
+        assert word not in code
+    assert code.count('"--require-hashes"') >= 3
+
+
+@pytest.mark.fault("E08", "E09")
 def test_installer_passes_no_foreign_settings_to_its_children(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     leaks = ("PYTHONHOME", "PYTHONPATH", "PYTHONEXECUTABLE", "VIRTUAL_ENV", "LD_PRELOAD", "GDAL_DATA", "PROJ_LIB")
     for name in (*leaks, "PIP_TARGET", "UV_LINK_MODE", "PYTHONDONTWRITEBYTECODE", "UV_OFFLINE"):
@@ -265,6 +318,7 @@ def test_failed_installation_says_why_and_what_next(
     assert list((own_home / "engine").iterdir()) == []
 
 
+@pytest.mark.fault("E18")
 def test_failed_installation_leaves_the_older_environment(
     source: Path, monkeypatch: pytest.MonkeyPatch, own_home: Path
 ) -> None:
@@ -361,6 +415,7 @@ def test_time_left_comes_from_the_rate_and_not_from_a_guess(tmp_path: Path, monk
     assert etas[-1] == pytest.approx((100 << 20) / rate - 10 + engine_uv.AFTER_DOWNLOAD_S)
 
 
+@pytest.mark.fault("E18")
 def test_environment_made_from_another_lock_is_outdated(source: Path) -> None:
     assert not engine_environment.outdated(source)
     install(source)
@@ -372,6 +427,7 @@ def test_environment_made_from_another_lock_is_outdated(source: Path) -> None:
     assert len(engine_environment.environments(engine_environment.home())) == 1, "the older one is gone"
 
 
+@pytest.mark.fault("E19")
 def test_environment_for_a_card_works_without_one(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_install, "variant_here", lambda: "gpu")
     python = install(source)
@@ -380,6 +436,7 @@ def test_environment_for_a_card_works_without_one(source: Path, monkeypatch: pyt
     assert install(source, choices=engine_install.Choices(variant="cpu")) != python
 
 
+@pytest.mark.fault("E21")
 def test_remove_takes_this_sources_environments_and_says_what_it_freed(source: Path, own_home: Path) -> None:
     foreign = make_environment(own_home, "foreign", source=str(SOURCE))
     python = install(source)
@@ -409,6 +466,7 @@ def test_an_installers_python_is_never_downloaded_where_there_is_no_network(
         engine_uv.base_python(("3.12",))
 
 
+@pytest.mark.fault("E06")
 def test_base_python_is_one_that_the_kit_has_wheels_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     python = fake_uv.lay_python(tmp_path / "python3")
     monkeypatch.setattr(engine_uv, "_pythons", lambda: [str(python)])
@@ -460,6 +518,7 @@ def test_no_index_is_named_where_nobody_named_one(monkeypatch: pytest.MonkeyPatc
     )
 
 
+@pytest.mark.fault("E12")
 def test_certificates_of_the_caller_help_where_the_systems_do_not(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -482,6 +541,7 @@ def test_certificates_are_not_asked_for_where_all_is_well(source: Path) -> None:
     install(source, choices=engine_install.Choices(network=network))
 
 
+@pytest.mark.fault("S11")
 def test_passwords_in_addresses_are_never_shown() -> None:
     text = "error: http://maria:s3c@proxy:80/x and https://token@index.example failed"
     assert engine_steps.without_passwords(text) == "error: http://***@proxy:80/x and https://***@index.example failed"

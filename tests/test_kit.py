@@ -78,6 +78,7 @@ def test_a_kit_installs_without_any_download(source: Path, kit: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["wheels/one-1.0-py3-none-any.whl", "weights/galileo/encoder.pt"])
+@pytest.mark.fault("E22")
 def test_a_damaged_file_is_named_before_anything_is_installed(
     source: Path, kit: Path, tmp_path: Path, name: str
 ) -> None:

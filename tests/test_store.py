@@ -48,6 +48,7 @@ def test_a_good_zip_has_no_faults(tmp_path: Path) -> None:
         ("another/file.txt", b"", "one folder"),
     ],
 )
+@pytest.mark.fault("Q04")
 def test_a_member_that_has_no_place_in_a_plugin_is_named(tmp_path: Path, name: str, content: bytes, fault: str) -> None:
     found = store.faults(make(tmp_path, {**GOOD, name: content}))
     assert len(found) == 1 and fault in found[0]

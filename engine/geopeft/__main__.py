@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import functools
 import gc
@@ -19,8 +20,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from geopeft import PROTOCOL, __version__
-from geopeft.errors import Canceled, DeviceError, GeopeftError
+from geopeft.errors import Canceled, GeopeftError, is_out_of_memory, out_of_memory
 from geopeft.events import Reporter, terminal_reporter
+from geopeft.holding import hold
 from geopeft.job import JOB_TYPES, AnyJob, Job, load, parse
 
 # The module that runs each job: `run(job, reporter) -> outputs`.
@@ -30,8 +32,10 @@ JOBS = {
     "predict": "geopeft.predict",
     "preview": "geopeft.preview",
     "evaluate": "geopeft.evaluate",
+    "suspects": "geopeft.suspects",
     "export": "geopeft.export",
     "inspect": "geopeft.package",
+    "report": "geopeft.report",
     "models": "geopeft.models.catalogue",
     "probe": "geopeft.probe",
     "schema": "geopeft.schema",
@@ -65,7 +69,8 @@ def execute(job: AnyJob, reporter: Reporter) -> int:
     try:
         reporter.check_canceled()
         run = importlib.import_module(JOBS[job.job]).run
-        outputs = run(job, reporter)
+        with _held_output(job):
+            outputs = run(job, reporter)
         reporter.completed(outputs)
     except Canceled:
         return _tell(reporter.canceled, EXIT_CANCELED)
@@ -73,8 +78,6 @@ def execute(job: AnyJob, reporter: Reporter) -> int:
         if reporter.keeps_log:
             traceback.print_exc(file=sys.stderr)
         return _fail(reporter, error)
-    except MemoryError:
-        return _fail(reporter, _out_of_memory())
     except Exception as error:
         return _fail(reporter, _unexpected(error, reporter))
     if job.job in PRINTED and not reporter.keeps_log:
@@ -82,22 +85,23 @@ def execute(job: AnyJob, reporter: Reporter) -> int:
     return 0
 
 
+def _held_output(job: AnyJob) -> contextlib.AbstractContextManager[None]:
+    """What a job writes is its own until it ends; predict, which may write many files, holds each by itself."""
+    out = getattr(job, "out", "") or getattr(job, "onnx", "")
+    if not out or job.job == "predict":
+        return contextlib.nullcontext()
+    beside = [f"{out}.resume", getattr(job, "json_file", "")]
+    return hold(Path(out), *(Path(path) for path in beside if path))
+
+
 def _unexpected(error: Exception, reporter: Reporter) -> GeopeftError:
-    if "out of memory" in str(error).lower():
-        return _out_of_memory()
+    if is_out_of_memory(error):
+        return out_of_memory("job")
     traceback.print_exc(file=sys.stderr)
     where = "engine.log" if reporter.keeps_log else "the lines above"
     return GeopeftError(
         f"The engine met an error that it does not know ({type(error).__name__}: {error}).",
         f"The details are in {where}; please report them.",
-    )
-
-
-def _out_of_memory() -> DeviceError:
-    return DeviceError(
-        "There is not enough memory for this job.",
-        "Close other programs, choose a smaller backbone, or set the device to cpu.",
-        "OUT_OF_MEMORY",
     )
 
 
@@ -270,7 +274,12 @@ def _add_field(command: argparse.ArgumentParser, kind: type[Job], name: str) -> 
     elif typing.get_origin(annotation) is typing.Literal:
         options["choices"] = typing.get_args(annotation)
     if extra.get("positional"):
-        command.add_argument(name, nargs="+" if many else None, metavar=name.upper().rstrip("S"), **options)
+        command.add_argument(
+            name,
+            nargs=("+" if field.is_required() else "*") if many else None,
+            metavar=name.upper().rstrip("S"),
+            **options,
+        )
         return
     flag = "--json" if name == "json_file" else "--" + name.replace("_", "-")
     if many:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from geopeft import package
+from geopeft.accuracy import calibration, confusion, difference, figures
+from geopeft.baselines import FOREST
 from geopeft.classical import Classical
 from geopeft.data.chips import groups_of
 from geopeft.data.labels import IGNORE
 from geopeft.models.texture import FINE_GSD_M
-from geopeft.objective import USUAL_TEMPERATURE, confusion, figures, fit_blend, softmax
+from geopeft.objective import USUAL_TEMPERATURE, fit_blend, place_weights, softmax
 from geopeft.runtime import fill_invalid, fill_values
-from geopeft.training import Trainer
+from geopeft.training import Trainer, ValidationChips
 
 # The network's share of the blend before any held-out label has spoken: in fine imagery shape decides, in coarse
 # imagery the spectrum, where the classical part carries over to other places better.
@@ -23,40 +27,194 @@ NETWORK_PRIOR = {"fine": 0.5, "coarse": 0.15}
 # Labelled places of a class from which the network's prior share is the full one; it grows up to there.
 ENOUGH_PLACES = 10
 _BLEND_PIXELS = 2000
+_RASTER = 10**13
 
 
-def blend_parts(
-    trainer: Trainer, classical: Classical, names: Sequence[str], prior: float, seed: int
-) -> tuple[package.Blend, dict[str, Any]]:
-    """How to blend, and the figures of the blend and of its parts on the held-out places."""
-    fill, rng = fill_values(trainer.model.spec.bands), np.random.default_rng(seed)
-    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    samples: list[tuple[np.ndarray, ...]] = []
-    for chip, (raster, row, col), logits in trainer.held_out():
+@dataclass(frozen=True)
+class Forecast:
+    """What is said of the labelled pixels of a chip that have taught nobody who speaks here.
+
+    Args:
+        truth: (n,) int64 class numbers.
+        network: (n, K) float32 logits.
+        classical: (n, K) float32 probabilities.
+        places: (n,) int64, the labelled place of each: its raster and its shape or square, as `place_of` gives it.
+        rivals: name of a baseline -> (n,) int64, the class that it maps.
+    """
+
+    truth: np.ndarray
+    network: np.ndarray
+    classical: np.ndarray
+    places: np.ndarray
+    rivals: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def mixed(self, blend: package.Blend) -> np.ndarray:
+        """(n, K) probabilities of the map."""
+        return blend.network * softmax(self.network / blend.temperature) + (1 - blend.network) * self.classical
+
+
+def place_of(raster_index: int, group: int) -> int:
+    """One number for a labelled place."""
+    return group + raster_index * _RASTER
+
+
+def forecasts(trainer: Trainer, chips: ValidationChips, classical: Classical, forest: Any = None) -> list[Forecast]:
+    """What network, classical part and, where there is one, the baseline's forest say of the held-out pixels."""
+    fill, texture = fill_values(trainer.model.spec.bands), classical.texture
+    found = []
+    for chip, (raster, row, col), logits in trainer.map_chips(_labelled(chips)):
         raw = torch.from_numpy(fill_invalid(chip.values[None], chip.valid[None], fill))
         rows, cols = np.nonzero(chip.class_ids != IGNORE)
-        truth = chip.class_ids[rows, cols].astype(np.int64)
-        own, other = logits[:, rows, cols].T, classical.probabilities(raw)[0][:, rows, cols].T
-        found.append((truth, own, other))
-        places = groups_of(chip, row, col)[rows, cols] + raster * 10**13
-        some = rng.permutation(len(rows))[:_BLEND_PIXELS]
-        samples.append((own[some], other[some], truth[some], places[some]))
-    blend = package.Blend(network=prior, temperature=USUAL_TEMPERATURE)
-    if any(len(sample[2]) for sample in samples):
-        own, other, truth, places = (np.concatenate(parts) for parts in zip(*samples, strict=True))
-        share, temperature = fit_blend(own, other, truth, places, prior)
-        blend = package.Blend(network=round(share, 4), temperature=temperature)
-    matrices: dict[str, list[np.ndarray]] = {"": [], "network": [], "classical": []}
-    for truth, own, other in found:
-        soft = softmax(own / blend.temperature)
-        mixed = blend.network * soft + (1 - blend.network) * other
-        for part, scores in (("", mixed), ("network", own), ("classical", other)):
-            matrices[part].append(confusion(truth, scores.argmax(1), len(names)))
-    metrics = figures(matrices[""], names, seed)
-    metrics["parts"] = {
-        part: figures(matrices[part], names, seed)["miou"]["value"] for part in ("network", "classical")
+        bands = texture.standardise(raw)[0].numpy()[:, rows, cols].T
+        found.append(
+            Forecast(
+                chip.class_ids[rows, cols].astype(np.int64),
+                logits[:, rows, cols].T,
+                classical.probabilities(raw)[0][:, rows, cols].T,
+                groups_of(chip, row, col)[rows, cols] + raster * _RASTER,
+                {FOREST: forest.predict(bands).astype(np.int64)} if forest is not None else {},
+            )
+        )
+    return found
+
+
+def _labelled(chips: ValidationChips) -> ValidationChips:
+    return [(chip, place) for chip, place in chips if (chip.class_ids != IGNORE).any()]
+
+
+def with_rival(found: Sequence[Forecast], name: str, trainer: Trainer, chips: ValidationChips) -> list[Forecast]:
+    """The forecasts of these chips together with what another network maps."""
+    result = []
+    for said, (chip, _, logits) in zip(found, trainer.map_chips(_labelled(chips)), strict=True):
+        rows, cols = np.nonzero(chip.class_ids != IGNORE)
+        mapped = logits[:, rows, cols].argmax(0).astype(np.int64)
+        result.append(replace(said, rivals={**said.rivals, name: mapped}))
+    return result
+
+
+def fit_parts(found: Sequence[Forecast], prior: float, seed: int) -> package.Blend:
+    """How to blend, from what was said of held-out pixels; as is usual where there are none."""
+    rng = np.random.default_rng(seed)
+    samples = []
+    for chip in found:
+        some = rng.permutation(len(chip.truth))[:_BLEND_PIXELS]
+        samples.append((chip.network[some], chip.classical[some], chip.truth[some], chip.places[some]))
+    if not any(len(sample[2]) for sample in samples):
+        return package.Blend(network=prior, temperature=USUAL_TEMPERATURE)
+    network, classical, truth, places = (np.concatenate(parts) for parts in zip(*samples, strict=True))
+    share, temperature = fit_blend(network, classical, truth, places, prior)
+    return package.Blend(network=round(share, 4), temperature=temperature)
+
+
+def measure(
+    found: Sequence[Forecast],
+    blend: package.Blend,
+    names: Sequence[str],
+    blocks: Mapping[int, int],
+    block_m: float | None = None,
+    folds: int = 1,
+) -> dict[str, Any]:
+    """The figures of the map on held-out pixels, those of its parts and of the baselines, and its calibration.
+
+    Args:
+        blocks: labelled place -> number of the block that it lies in.
+        block_m, folds: as in `figures`.
+    """
+    mixed = [chip.mixed(blend) for chip in found]
+    maps = {
+        "": [said.argmax(1) for said in mixed],
+        "network": [chip.network.argmax(1) for chip in found],
+        "classical": [chip.classical.argmax(1) for chip in found],
     }
-    return blend, metrics
+    # One that a stop has kept from some places is not judged on others.
+    rivals = [name for name in sorted(found[0].rivals if found else ()) if all(name in chip.rivals for chip in found)]
+    maps |= {name: [chip.rivals[name] for chip in found] for name in rivals}
+    matrices = {part: _by_block(found, mapped, blocks, len(names)) for part, mapped in maps.items()}
+    metrics = figures(matrices[""], names, block_m, folds)
+    metrics["parts"] = {part: figures(matrices[part], names)["miou"]["value"] for part in ("network", "classical")}
+    metrics["calibration"] = _calibration(found, mixed)
+    metrics["baselines"] = {}
+    for name in rivals:
+        own = figures(matrices[name], names)
+        metrics["baselines"][name] = {key: own[key] for key in ("miou", "overall_accuracy", "f1_macro")} | {
+            "difference": difference(matrices[""], matrices[name])
+        }
+    return metrics
+
+
+def _by_block(
+    found: Sequence[Forecast], mapped: Sequence[np.ndarray], blocks: Mapping[int, int], classes: int
+) -> list[np.ndarray]:
+    """Confusion matrices of the blocks, in the order of their numbers."""
+    matrices: dict[int, np.ndarray] = {}
+    for chip, classes_mapped in zip(found, mapped, strict=True):
+        places, where = np.unique(chip.places, return_inverse=True)
+        own = np.array([blocks[place] for place in places.tolist()], np.int64)[where]
+        for block in np.unique(own).tolist():
+            chosen = own == block
+            matrix = confusion(chip.truth[chosen], classes_mapped[chosen], classes)
+            matrices[block] = matrices.get(block, 0) + matrix
+    return [matrices[block] for block in sorted(matrices)]
+
+
+def _calibration(found: Sequence[Forecast], mixed: Sequence[np.ndarray]) -> dict[str, Any]:
+    """Of the map's own probabilities; places and classes weigh as in `fit_blend`."""
+    if not found:
+        return calibration(np.zeros(0), np.zeros(0, bool), np.zeros(0))
+    said, truth = np.concatenate(mixed), np.concatenate([chip.truth for chip in found])
+    weights = place_weights(truth, np.concatenate([chip.places for chip in found]))
+    return calibration(said.max(1), said.argmax(1) == truth, weights)
+
+
+def said_of_places(found: Sequence[Forecast], blend: package.Blend) -> dict[tuple[int, int], np.ndarray]:
+    """(place, class number that it is labelled as) -> (K,) mean probabilities that the map gives it without having
+    learned from it."""
+    sums: dict[tuple[int, int], np.ndarray] = {}
+    counts: dict[tuple[int, int], int] = {}
+    for chip in found:
+        pairs, where = np.unique(np.stack([chip.places, chip.truth], 1), axis=0, return_inverse=True)
+        said = chip.mixed(blend)
+        for number, (place, truth) in enumerate(pairs.tolist()):
+            chosen = where.ravel() == number
+            sums[place, truth] = sums.get((place, truth), 0) + said[chosen].sum(0)
+            counts[place, truth] = counts.get((place, truth), 0) + int(chosen.sum())
+    return {key: total / counts[key] for key, total in sums.items()}
+
+
+def as_tensors(found: Sequence[Forecast], prefix: str) -> dict[str, Tensor]:
+    """Forecasts, one or more, by name, for a checkpoint; `from_tensors` gives them back."""
+    whole = {
+        "sizes": np.array([len(chip.truth) for chip in found], np.int64),
+        **{
+            name: np.concatenate([getattr(chip, name) for chip in found])
+            for name in ("truth", "network", "classical", "places")
+        },
+        **{
+            f"rival {name}": np.concatenate([chip.rivals[name] for chip in found if name in chip.rivals])
+            for name in {name for chip in found for name in chip.rivals}
+        },
+    }
+    return {prefix + name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in whole.items()}
+
+
+def from_tensors(tensors: Mapping[str, Tensor], prefix: str) -> list[Forecast]:
+    """What `as_tensors` was given; empty where there is none of that name."""
+    arrays = {name.removeprefix(prefix): t.numpy() for name, t in tensors.items() if name.startswith(prefix)}
+    if not arrays:
+        return []
+    ends = np.cumsum(arrays.pop("sizes"))[:-1]
+    parts = {name: np.split(array, ends) for name, array in arrays.items()}
+    rivals = {name.removeprefix("rival "): parts.pop(name) for name in list(parts) if name.startswith("rival ")}
+    return [
+        Forecast(
+            parts["truth"][at],
+            parts["network"][at],
+            parts["classical"][at],
+            parts["places"][at],
+            {name: split[at] for name, split in rivals.items()},
+        )
+        for at in range(len(ends) + 1)
+    ]
 
 
 def network_prior(gsd_m: float, classes: Sequence[int]) -> float:
@@ -71,7 +229,7 @@ def blend_sentence(blend: package.Blend, metrics: dict[str, Any]) -> str:
     parts = metrics["parts"]
     share = f"{blend.network:.0%} network, {1 - blend.network:.0%} forest and linear model"
     if parts["network"] is None:
-        return f"The map is a blend: {share}, as is usual for so many labels."
+        return f"The map is a blend: {share}{'' if metrics['labels'] else ', as is usual for so many labels'}."
     return (
         f"The map is a blend: {share}. mIoU on held-out labels: network {parts['network']:.2f}, forest and linear "
         f"model {parts['classical']:.2f}, blend {metrics['miou']['value']:.2f}."

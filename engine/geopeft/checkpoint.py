@@ -7,6 +7,8 @@ of another run is never used.
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from geopeft.errors import JobError
-from geopeft.writing import whole_file
+from geopeft.writing import whole_file, write_failed
 
 SUFFIX = ".resume"
 # Writing never takes more than about this part of the time.
@@ -52,7 +54,16 @@ class Checkpoint:
         plain = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
         note = {"format": self._format, "identity": self._identity, "progress": json.dumps(progress)}
         with whole_file(self.path) as part:
-            save_file(plain, part, note)
+            # The library has temporary names of its own, which nobody would know again after a kill.
+            folder = Path(f"{part}.folder")
+            try:
+                folder.mkdir()
+                save_file(plain, folder / part.name, note)
+                os.replace(folder / part.name, part)
+            except SafetensorError as error:
+                raise write_failed("checkpoint", self.path, str(error)) from error
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
         self._saved_at = time.monotonic()
         self._cost_s = self._saved_at - begun
 
@@ -79,6 +90,12 @@ class Checkpoint:
             "Run that job again to finish it, delete the file to start anew, or write to another file.",
             "CHECKPOINT_OTHER_JOB",
         )
+
+    def add(self, tensors: Mapping[str, Tensor]) -> None:
+        """Puts further tensors into the file; nothing where there is none. Raises as `read` and `save` do."""
+        found = self.read()
+        if found is not None:
+            self.save(found[0], found[1] | dict(tensors))
 
     def remove(self) -> None:
         """Deletes the file, if it is there: the run has its result."""

@@ -19,11 +19,13 @@ from rasterio.windows import Window
 
 from geopeft import __version__
 from geopeft.data.raster import RasterInfo
+from geopeft.errors import OutputError
 from geopeft.package import ClassInfo, Manifest
 from geopeft.runtime import Strip
 from geopeft.writing import whole_raster, write_bytes
 
 NODATA, CONFIDENCE_NODATA = 0, 255
+_AGAIN = "Check the disk, then run again."
 _BLOCK_PX = 256
 _SIDECARS = (".ovr", ".msk", ".aux.xml")
 
@@ -91,10 +93,13 @@ class RowBuffer:
 
 
 def origin_tags(model: Path, manifest: Manifest) -> dict[str, str]:
-    """Tags that say where a map comes from, so that a file that is passed on is still explained."""
+    """Tags that say where a map comes from, so that a file that is passed on is still explained.
+
+    No date is among them: the same map is the same file, to the last byte. It is in the sidecar.
+    """
     with model.open("rb") as file:
         checksum = hashlib.file_digest(file, "sha256").hexdigest()
-    base, accuracy, now = manifest.base_weights, _accuracy(manifest), datetime.now(UTC)
+    base, accuracy = manifest.base_weights, _accuracy(manifest)
     sentence = (
         f"Classes mapped by GeoPEFT {__version__} with the model {model.name}. {accuracy}. "
         f"Backbone {base.backbone}, licence of its weights: {base.licence}."
@@ -108,9 +113,7 @@ def origin_tags(model: Path, manifest: Manifest) -> dict[str, str]:
         "GEOPEFT_WEIGHTS_REVISION": base.revision or base.sha256,
         "GEOPEFT_ACCURACY": accuracy,
         "GEOPEFT_ENGINE": __version__,
-        "GEOPEFT_DATE": now.isoformat(timespec="seconds"),
         "TIFFTAG_SOFTWARE": f"GeoPEFT {__version__}",
-        "TIFFTAG_DATETIME": f"{now:%Y:%m:%d %H:%M:%S}",
         "TIFFTAG_IMAGEDESCRIPTION": sentence,
     }
 
@@ -155,19 +158,35 @@ def _profile(info: RasterInfo, nodata: int) -> dict[str, Any]:
 
 def _finish_class_raster(classes: Sequence[ClassInfo], origin: Mapping[str, str], part: Path) -> None:
     """Adds colours, class names, origin and overviews to a closed class raster."""
+    colors = {0: (0, 0, 0, 0), **{c.value: _rgba(c.color) for c in classes}}
+    names = json.dumps({str(c.value): c.name for c in classes}, ensure_ascii=False)
     with rasterio.open(part, "r+") as raster:
-        raster.write_colormap(1, {0: (0, 0, 0, 0), **{c.value: _rgba(c.color) for c in classes}})
+        raster.write_colormap(1, colors)
         raster.colorinterp = [ColorInterp.palette]
-        names = {str(c.value): c.name for c in classes}
-        raster.update_tags(1, CLASSES=json.dumps(names, ensure_ascii=False))
+        raster.update_tags(1, CLASSES=names)
         raster.update_tags(**origin)
     _overviews(part, Resampling.mode)
+    with rasterio.open(part) as raster:
+        # GDAL writes them when it closes the file, and rasterio does not ask how that went.
+        if raster.colorinterp[0] != ColorInterp.palette or raster.tags(1).get("CLASSES") != names:
+            raise OutputError(f"The colours and names of the classes could not be written to {part}.", _AGAIN)
+        if any(raster.colormap(1)[value] != color for value, color in colors.items()):
+            raise OutputError(f"The colours of the classes could not be written to {part}.", _AGAIN)
+    _check_tags(part, origin)
 
 
 def _finish_confidence(origin: Mapping[str, str], part: Path) -> None:
     with rasterio.open(part, "r+") as raster:
         raster.update_tags(**origin)
     _overviews(part, Resampling.average)
+    _check_tags(part, origin)
+
+
+def _check_tags(part: Path, origin: Mapping[str, str]) -> None:
+    with rasterio.open(part) as raster:
+        tags = raster.tags()
+        if any(tags.get(name, "") != text for name, text in origin.items()):
+            raise OutputError(f"Where the map comes from could not be written to {part}.", _AGAIN)
 
 
 def _overviews(part: Path, resampling: Resampling) -> None:
@@ -175,6 +194,9 @@ def _overviews(part: Path, resampling: Resampling) -> None:
         factors = [2**n for n in range(1, 12) if max(raster.shape) / 2**n >= _BLOCK_PX / 2]
         if factors:
             raster.build_overviews(factors, resampling)
+    with rasterio.open(part) as raster:
+        if raster.overviews(1) != factors:
+            raise OutputError(f"The overviews could not be written to {part}.", _AGAIN)
 
 
 def _rgba(color: str) -> tuple[int, int, int, int]:
@@ -183,13 +205,15 @@ def _rgba(color: str) -> tuple[int, int, int, int]:
 
 
 def _categories(classes: Sequence[ClassInfo]) -> bytes:
-    """GDAL's sidecar with the category names, which a GeoTIFF itself cannot hold."""
+    """GDAL's sidecar with the category names, which a GeoTIFF itself cannot hold, and the date of the map."""
     names = {c.value: c.name for c in classes}
+    date = datetime.now(UTC).isoformat(timespec="seconds")
     rows = "".join(
         f"      <Category>{html.escape(names.get(value, 'nodata' if value == 0 else ''))}</Category>\n"
         for value in range(max(names) + 1)
     )
     return (
-        '<PAMDataset>\n  <PAMRasterBand band="1">\n    <CategoryNames>\n'
+        f'<PAMDataset>\n  <Metadata>\n    <MDI key="GEOPEFT_DATE">{date}</MDI>\n  </Metadata>\n'
+        '  <PAMRasterBand band="1">\n    <CategoryNames>\n'
         f"{rows}    </CategoryNames>\n  </PAMRasterBand>\n</PAMDataset>\n"
     ).encode()

@@ -15,6 +15,8 @@ GeopeftError
 from __future__ import annotations
 
 import difflib
+import errno
+import re
 from collections.abc import Iterable
 
 
@@ -94,3 +96,27 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> JobError:
     near = difflib.get_close_matches(name, names, n=1)
     guess = f"Did you mean '{near[0]}'? " if near else ""
     return JobError(f"There is no {kind} called '{name}'.", f"{guess}Known: {', '.join(names)}.", "NAME_UNKNOWN")
+
+
+_NO_MEMORY = re.compile(
+    r"out of memory|(cannot|can't|could not|unable to|failed to) allocate|bad.?alloc|can't start new thread",
+    re.IGNORECASE,
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a library failed because there is no memory left; each says so in its own words."""
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, MemoryError) or (isinstance(found, OSError) and found.errno == errno.ENOMEM):
+            return True
+        if not isinstance(found, GeopeftError) and _NO_MEMORY.search(str(found)):
+            return True
+        found = found.__cause__
+    return False
+
+
+def out_of_memory(what: str) -> DeviceError:
+    """An error for a job or raster that the memory does not suffice for."""
+    hint = "Close other programs, choose a smaller backbone, or set the device to cpu."
+    return DeviceError(f"There is not enough memory for this {what}.", hint, "OUT_OF_MEMORY")

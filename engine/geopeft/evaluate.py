@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 from rasterio.windows import Window
 
+from geopeft.accuracy import Reliability, confusion, figures
+from geopeft.data.chips import SQUARE_PX
 from geopeft.data.labels import IGNORE, Labels, read_labels
 from geopeft.data.raster import RasterInfo, describe, still_same
-from geopeft.errors import LabelError
+from geopeft.data.split import block_side_px
+from geopeft.errors import JobError, LabelError
 from geopeft.events import Reporter
 from geopeft.job import ClassStyle, EvaluateJob
-from geopeft.objective import confusion, figures
+from geopeft.report import page_path, write_beside
 from geopeft.runtime import Runtime, Strip, map_raster, peak_memory_mb
 from geopeft.writing import write_bytes
 
@@ -24,6 +27,10 @@ from geopeft.writing import write_bytes
 def run(job: EvaluateJob, reporter: Reporter) -> dict[str, Any]:
     """Runs an evaluate job: maps the windows that hold labels exactly as predict does, and compares."""
     start = time.monotonic()
+    if job.report:
+        page_path(job.report)
+        if job.part:
+            raise JobError("A report is of the whole map, not of a part of the model.", "Leave out the part.")
     runtime = Runtime.open(Path(job.model), job.device, job.weights_dir, reporter, job.part)
     infos = [describe(path) for path in job.rasters]
     labels = read_labels(
@@ -38,12 +45,15 @@ def run(job: EvaluateJob, reporter: Reporter) -> dict[str, Any]:
         reporter=reporter,
     )
     to_model = _class_table(runtime, labels, reporter)
-    blocks: dict[tuple[int, int, int], np.ndarray] = {}
+    sides = [label_block_px(labels, index) for index in range(len(infos))]
+    scores = _Scores(len(runtime.manifest.classes))
     for index, info in enumerate(infos):
-        _score_raster(runtime, info, index, labels, to_model, job.bands, blocks, reporter)
+        _score_raster(runtime, info, index, labels, to_model, job.bands, sides[index], scores, reporter)
         still_same(info)
     names = [c.name for c in runtime.manifest.classes]
-    result = figures([blocks[key] for key in sorted(blocks)], names)
+    block_m = round(float(np.mean([side * info.gsd_m for side, info in zip(sides, infos, strict=True)])), 1)
+    result = figures([scores.blocks[key] for key in sorted(scores.blocks)], names, block_m)
+    result["calibration"] = scores.reliability.figures()
     if not result["labels"]:
         message = "No labelled pixel lies where the raster has data and the model has a class."
         raise LabelError(message, "Check that labels and raster overlap.", "LABELS_EMPTY")
@@ -53,7 +63,7 @@ def run(job: EvaluateJob, reporter: Reporter) -> dict[str, Any]:
         write_bytes(Path(job.json_file), json.dumps(result, indent=1).encode())
         outputs["json"] = job.json_file
     reporter.message(_sentence(result))
-    return outputs
+    return outputs | write_beside(job, Path(job.model), reporter, result)
 
 
 def _styles(runtime: Runtime) -> list[ClassStyle]:
@@ -81,6 +91,29 @@ def _class_table(runtime: Runtime, labels: Labels, reporter: Reporter) -> np.nda
     return table
 
 
+class _Scores:
+    """What is counted: a confusion matrix for each block of ground, and how sure the map was."""
+
+    def __init__(self, classes: int) -> None:
+        self.blocks: dict[tuple[int, int, int], np.ndarray] = {}
+        self.reliability = Reliability(classes)
+        self._classes = classes
+
+    def add(self, place: tuple[int, int, int], truth: np.ndarray, probabilities: np.ndarray) -> None:
+        """(n,) class numbers and (n, K) probabilities of a block's pixels."""
+        matrix = confusion(truth, probabilities.argmax(1), self._classes)
+        self.blocks[place] = self.blocks.get(place, 0) + matrix
+        self.reliability.add(truth, probabilities)
+
+
+def label_block_px(labels: Labels, raster_index: int) -> float:
+    """Side of the blocks of ground that a raster's labels are counted by: as wide as those of a class keep together."""
+    own = [shape for shape in labels.shapes if shape.raster_index == raster_index]
+    boxes = np.array([shape.bounds_px for shape in own], np.float64).reshape(-1, 4)
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    return block_side_px(centres, np.array([shape.class_index for shape in own], np.int64), SQUARE_PX)
+
+
 def _score_raster(
     runtime: Runtime,
     info: RasterInfo,
@@ -88,43 +121,44 @@ def _score_raster(
     labels: Labels,
     to_model: np.ndarray,
     bands: Sequence[str],
-    blocks: dict[tuple[int, int, int], np.ndarray],
+    side: float,
+    scores: _Scores,
     reporter: Reporter,
 ) -> None:
-    """Adds this raster's confusion matrices to `blocks`, by squares of one chip; a shape counts where it begins."""
-    side = runtime.manifest.spec.chip_size_px
-    home: dict[int, tuple[int, int]] = {}
+    """Counts this raster's labelled pixels by squares of `side` pixels; a shape counts where it begins."""
+    home: dict[int, np.ndarray] = {}
 
     def has_labels(window: Window) -> bool:
         return bool((labels.burn(raster_index, window)[0] != IGNORE).any())
 
     for strip in map_raster(runtime, info, bands, reporter, has_labels, "evaluate"):
-        truth, shapes, predicted = _labelled(strip, labels, raster_index, to_model)
+        truth, shapes = _labelled(strip, labels, raster_index, to_model)
         rows, cols = np.nonzero(truth != IGNORE)
-        keys = np.stack([(rows + strip.row) // side, cols // side], 1)
+        keys = np.stack([(rows + strip.row) // side, cols // side], 1).astype(np.int64)
         owners = shapes[rows, cols]
         for shape in np.unique(owners[owners >= 0]):
             of_shape = owners == shape
-            keys[of_shape] = home.setdefault(int(shape), (int(keys[of_shape][0, 0]), int(keys[of_shape][0, 1])))
+            keys[of_shape] = home.setdefault(int(shape), keys[of_shape][0])
         for key in np.unique(keys, axis=0):
-            chosen = (keys == key).all(1)
-            matrix = confusion(truth[rows, cols][chosen], predicted[rows, cols][chosen], len(runtime.manifest.classes))
+            at = (keys == key).all(1)
             place = (raster_index, int(key[0]), int(key[1]))
-            blocks[place] = blocks.get(place, 0) + matrix
+            scores.add(place, truth[rows[at], cols[at]], strip.probabilities[:, rows[at], cols[at]].T)
 
 
-def _labelled(
-    strip: Strip, labels: Labels, raster_index: int, to_model: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(truth, shape ids, mapped class) of a strip, each (h, W); truth is 255 where nothing is to be compared."""
+def _labelled(strip: Strip, labels: Labels, raster_index: int, to_model: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(truth, shape ids) of a strip, each (h, W); truth is 255 where nothing is to be compared."""
     height, width = strip.mapped.shape
     ids, shapes = labels.burn(raster_index, Window(0, strip.row, width, height))
-    truth = np.where(strip.mapped, to_model[ids], IGNORE)
-    return truth, shapes, strip.probabilities.argmax(0)
+    return np.where(strip.mapped, to_model[ids], IGNORE), shapes
 
 
 def _sentence(result: dict[str, Any]) -> str:
-    value = result["miou"]
-    interval = f" ({value['low']:.2f} to {value['high']:.2f})" if value["low"] is not None else ""
-    accuracy = result["overall_accuracy"]["value"]
-    return f"mIoU {value['value']:.3f}{interval}, overall accuracy {accuracy:.3f}, {result['labels']} labelled pixels."
+    value, accuracy = result["miou"], result["overall_accuracy"]["value"]
+    if value["value"] is None:
+        return " ".join(result["left_out"])
+    interval = f"{value['low']:.2f} to {value['high']:.2f}"
+    left_out = "".join(f" {sentence}" for sentence in result["left_out"])
+    return (
+        f"mIoU {value['value']:.3f} ({interval}), overall accuracy {accuracy:.3f}, {result['labels']} labelled pixels "
+        f"in {result['blocks']} blocks.{left_out}"
+    )

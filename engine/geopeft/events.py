@@ -41,6 +41,7 @@ class Reporter:
         self._last_progress = 0.0
         self._on_progress_line = False
         self.messages: list[str] = []
+        self.warnings: list[str] = []
 
     @property
     def keeps_log(self) -> bool:
@@ -103,6 +104,8 @@ class Reporter:
     def message(self, text: str, level: Level = "info") -> None:
         """A sentence for the user: what was assumed, what was left out."""
         self.messages.append(text)
+        if level == "warning":
+            self.warnings.append(text)
         self.emit("message", level=level, text=text)
         self._say(f"warning: {text}" if level == "warning" else text)
 

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from geopeft import __version__, package
-from geopeft.blending import blend_parts, blend_sentence, network_prior
+from geopeft.baselines import winner_sentence
+from geopeft.blending import Forecast, blend_sentence, fit_parts, forecasts, measure, network_prior
 from geopeft.checkpoint import Checkpoint, checkpoint_path
 from geopeft.classical import Classical
 from geopeft.data.chips import ChipReader, ChipSampler, Site, find_sites, labels_digest
@@ -25,11 +26,14 @@ from geopeft.data.memory import Memory
 from geopeft.data.raster import still_same
 from geopeft.errors import JobError, LabelError
 from geopeft.events import Reporter
-from geopeft.forest import Pixels, fit_classical, fit_probe, fit_texture, gather_pixels
-from geopeft.holdout import HeldOut, hold_out
+from geopeft.forest import Pixels, fit_probe, fit_texture, gather_pixels
+from geopeft.holdout import HeldOut, hold_out, more_folds, split_sentence
 from geopeft.job import FitJob
+from geopeft.judging import Course, Lesson, history, judge_folds, trainings
 from geopeft.models import SegmentationModel, build, describe_parameters
 from geopeft.prepare import Prepared, prepare
+from geopeft.report import page_path, write_beside
+from geopeft.report.origin import environment, job_record, without_folders
 from geopeft.runtime import PROJECTION, choose_device, fill_values, peak_memory_mb
 from geopeft.starting import Start, to_keep
 from geopeft.training import BATCH, FINISH_SHARE, Pace, Trainer
@@ -43,6 +47,8 @@ def run(job: FitJob, reporter: Reporter) -> dict[str, Any]:
     """Runs a fit job; the outputs name the package and give the validation figures."""
     begun = time.monotonic()
     out = _package_path(job.out)
+    if job.report:
+        page_path(job.report)
     start = Start.open(Path(job.start)) if job.start else None
     prepared = prepare(job, reporter)
     classes, why = prepared.labels.classes, ""
@@ -75,7 +81,7 @@ def run(job: FitJob, reporter: Reporter) -> dict[str, Any]:
     if job.json_file:
         write_bytes(Path(job.json_file), json.dumps(metrics, indent=1).encode())
         outputs["json"] = job.json_file
-    return outputs
+    return outputs | write_beside(job, out, reporter)
 
 
 @dataclass(frozen=True)
@@ -116,40 +122,72 @@ def _train(
         _check_sites(sites, names)
         held = hold_out(job, prepared, reader, sites, reporter, start)
         start = held.start
+        folds = [held, *more_folds(job, prepared, reader, sites, held, reporter)]
+        initial = model.trainable_state() if len(folds) > 1 else {}
         if start is not None:
             start.put_into(model, classes)
         texture = fit_texture(reader, sites, spec.bands, spec.gsd_m, fill, job.seed)
         pixels = gather_pixels(reader, sites, texture, model, fill, job.seed)
+        lesson = Lesson(reader, sites, texture, pixels, len(names), size, job.seed, job.baselines)
         taught = pixels.of(held.taught)
-
-        def classical_of(some: Pixels) -> Classical:
-            return Classical(texture, fit_classical(some, len(names), len(spec.bands), job.seed), len(names))
-
-        classical = classical_of(taught)
+        classical = lesson.classical(taught)
         _teach_probe(model, start, taught, classes)
-        sampler = ChipSampler(reader, [sites[i] for i in held.taught], held.withheld, size, job.seed)
         pace = start.pace(classes) if start is not None else Pace()
         kept = Checkpoint(checkpoint, "fit", _identity(job, prepared, model, reader, held))
         trusts = held.places >= TRUSTED_PLACES * len(names)
-        trainer = Trainer(model, sampler, held.chips, reporter, trusts, pace=pace, checkpoint=kept)
-        before_s = _resume(job, trainer, kept, reporter)
+        trainer = Trainer(model, lesson.sampler(held), held.chips, reporter, trusts, pace=pace, checkpoint=kept)
+        before_s, begun_at = _resume(job, trainer, kept, reporter)
         budget = job.max_minutes * 60 if job.max_minutes else math.inf
         end = begun - before_s + budget
         steps = job.steps or round(pace.steps * _default_steps(len(held.taught)))
         # What is held out teaches in the end, unless the user keeps it apart.
         last = FINISH_SHARE if held.withheld else 0.0
-        done = trainer.train(steps, round(steps * last), end - budget * last / 2 if job.max_minutes else end)
+        more = trainings(len(folds), job.baselines)
+        trained_from = time.monotonic()
+        done = trainer.train(
+            steps,
+            round(steps * last),
+            end - budget * last / 2 if job.max_minutes else end,
+            ahead=more * steps,
+            keep=bool(more and not last),
+        )
+        step_s = (time.monotonic() - trained_from) / max(done - begun_at, 1) if done > begun_at else 0.0
         to_go_on = _to_go_on(prepared, model, sites, held)
-        prior = network_prior(spec.gsd_m, [site.class_index for site in sites])
-        blend, metrics = blend_parts(trainer, classical, names, prior, job.seed)
-        reporter.message(blend_sentence(blend, metrics))
+        first = forecasts(trainer, held.chips, classical, lesson.rival(taught) if held.chips else None)
         if last:
             everything = ChipSampler(reader, sites, [], size, job.seed)
-            trainer.finish(everything, math.ceil(trainer.best_step * last), done, end)
-            classical = classical_of(pixels)
+            trainer.finish(everything, math.ceil(trainer.best_step * last), done, end, keep=bool(more))
+            classical = lesson.classical(pixels)
+        final, until = model.trainable_state(), trainer.best_step
+        course = Course(initial, steps, until, step_s * until, end)
+        judged = judge_folds(lesson, model, folds, first, course, kept, reporter) if more else [first]
+        model.load_trainable_state(final)
+    blend, metrics = _judge(job, prepared, sites, folds, judged, reporter)
     how: dict[str, Any] = {"steps": done, "best_step": trainer.best_step, "batch": BATCH}
     how |= {"chip_size_px": size, "rank": job.rank} | ({"start_sha256": start.sha256} if start is not None else {})
-    return Fitted(metrics | {"split": held.sentence}, how, classical, blend, to_go_on, before_s)
+    return Fitted(metrics | {"history": history(trainer.curve)}, how, classical, blend, to_go_on, before_s)
+
+
+def _judge(
+    job: FitJob,
+    prepared: Prepared,
+    sites: Sequence[Site],
+    folds: Sequence[HeldOut],
+    judged: Sequence[Sequence[Forecast]],
+    reporter: Reporter,
+) -> tuple[package.Blend, dict[str, Any]]:
+    """How to blend, and the figures, from all that was held out; tells both."""
+    found = [chip for fold in judged for chip in fold]
+    prior = network_prior(prepared.spec.gsd_m, [site.class_index for site in sites])
+    blend = fit_parts(found, prior, job.seed)
+    names = [known.name for known in prepared.labels.classes]
+    metrics = measure(found, blend, names, folds[0].blocks)
+    metrics |= {"folds": sum(1 for fold in judged if fold), "block_m": folds[0].block_m}
+    metrics["split"] = split_sentence(folds, metrics["folds"], len(judged))
+    for sentence in (blend_sentence(blend, metrics), winner_sentence(metrics["miou"]["value"], metrics["baselines"])):
+        if sentence:
+            reporter.message(sentence)
+    return blend, metrics
 
 
 def _teach_probe(model: SegmentationModel, start: Start | None, taught: Pixels, classes: Sequence[LabelClass]) -> None:
@@ -172,7 +210,7 @@ def _identity(job: FitJob, prepared: Prepared, model: SegmentationModel, reader:
         digest.update(f"{place}".encode() + chip.class_ids.tobytes())
     parts = [
         __version__,
-        job.model_dump(exclude={*aside.split(), "json_file"}),
+        job.model_dump(exclude={*aside.split(), "json_file", "report"}),
         prepared.spec.model_dump(),
         [info.fingerprint for info in prepared.infos],
         [(c.name, c.value) for c in prepared.labels.classes],
@@ -184,8 +222,9 @@ def _identity(job: FitJob, prepared: Prepared, model: SegmentationModel, reader:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _resume(job: FitJob, trainer: Trainer, checkpoint: Checkpoint, reporter: Reporter) -> float:
-    """Goes on from the checkpoint where there is one of this training; the seconds that earlier runs took."""
+def _resume(job: FitJob, trainer: Trainer, checkpoint: Checkpoint, reporter: Reporter) -> tuple[float, int]:
+    """Goes on from the checkpoint where there is one of this training; the seconds that earlier runs took, and the
+    steps that they had done of the first phase."""
     if not job.resume:
         checkpoint.remove()
     try:
@@ -196,11 +235,11 @@ def _resume(job: FitJob, trainer: Trainer, checkpoint: Checkpoint, reporter: Rep
         else:
             reporter.warn(f"{error.message} The training starts anew.")
         checkpoint.remove()
-        return 0.0
+        return 0.0, 0
     if found is None:
-        return 0.0
+        return 0.0, 0
     reporter.message(f"Goes on from step {found.step + found.trained} of the training that was stopped.")
-    return found.seconds
+    return found.seconds, found.trained or found.step
 
 
 def _to_go_on(
@@ -255,7 +294,7 @@ def _manifest(
         package.ClassInfo(value=index + 1, name=c.name, color=c.color, label=c.value)
         for index, c in enumerate(prepared.labels.classes)
     )
-    card = prepared.card
+    card, plain = prepared.card, job.model_dump()
     return package.Manifest(
         engine_version=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -272,10 +311,13 @@ def _manifest(
         radiometry=prepared.radiometry.kind,
         radiometry_rule=job.radiometry,
         dtype=prepared.infos[0].dtype,
-        assumptions=tuple(reporter.messages),
+        assumptions=tuple(without_folders(text, plain) for text in reporter.messages),
+        warnings=tuple(without_folders(text, plain) for text in reporter.warnings),
         metrics=metrics,
         hyperparameters=fitted.how | counts,
         classical=fitted.classical.texture.spec,
         blend=fitted.blend,
         seed=job.seed,
+        job=job_record(job),
+        environment=environment(next(model.parameters()).device.type, torch.get_num_threads()),
     )

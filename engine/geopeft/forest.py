@@ -187,6 +187,20 @@ def linear_share(pixels: Pixels, num_classes: int, bands: int, seed: int) -> tup
     can learn, which shows in one region too.
     """
     fold = _folds(pixels, np.random.default_rng(seed))
+    logits, probabilities = cross_fit(pixels, fold, num_classes, bands, seed)
+    seen = fold >= 0
+    truth, places = pixels.classes[seen], pixels.sites[seen]
+    return fit_blend(logits[seen], probabilities[seen], truth, places, LINEAR_PRIOR, math.inf)
+
+
+def cross_fit(
+    pixels: Pixels, fold: np.ndarray, num_classes: int, bands: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The linear model's logits and the trees' probabilities, each (n, K), by models that have not seen the pixel.
+
+    Args:
+        fold: (n,) the part that a pixel is held out in, -1 for never; zeros are given for these.
+    """
     logits, probabilities = np.zeros((2, len(fold), num_classes))
     for number in range(fold.max(initial=-1) + 1):
         held, taught = fold == number, pixels.where(fold != number)
@@ -194,9 +208,7 @@ def linear_share(pixels: Pixels, num_classes: int, bands: int, seed: int) -> tup
         probabilities[np.ix_(held, trees.classes_)] = trees.predict_proba(pixels.features[held])
         weights, offsets = _fit_linear(taught.features[:, :bands], taught, num_classes, LINEAR_C)
         logits[held] = pixels.features[held, :bands] @ weights.T + offsets
-    seen = fold >= 0
-    truth, places = pixels.classes[seen], pixels.sites[seen]
-    return fit_blend(logits[seen], probabilities[seen], truth, places, LINEAR_PRIOR, math.inf)
+    return logits, probabilities
 
 
 def _folds(pixels: Pixels, rng: np.random.Generator) -> np.ndarray:

@@ -17,6 +17,7 @@ from geopeft.errors import JobError
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Radiometry = Literal["auto", "reflectance", "reflectance10000", "display8", "unknown"]
+Baseline = Literal["random-forest", "unet"]
 
 POSITIONAL: dict[str, Any] = {"positional": True}
 MAX_JOB_BYTES = 4 << 20
@@ -63,6 +64,7 @@ BandsField: Any = Field(default=(), description="bands to use, by name or number
 LineWidthField: Any = Field(default=3.0, gt=0, le=64, description="width in pixels given to line and point labels")
 RankField: Any = Field(default=16, ge=1, le=256, description="rank of LoRA")
 SeedField: Any = Field(default=0, ge=0, le=2**31 - 1, description="seed of everything random")
+PageField: Any = Field(default="", description="HTML file for a report of the accuracy")
 RadiometryField: Any = Field(default="auto", description="what the raster's values are; auto finds out and says so")
 
 
@@ -77,6 +79,15 @@ class FitJob(Job):
     start: str = Field(default="", description="model package of an earlier training to start from, where it fits")
     resume: bool = Field(default=True, description="go on where this training was stopped, from NAME.geopeft.resume")
     validation_labels: str = Field(default="", description="labels kept apart for validation; else blocks are held out")
+    folds: int = Field(
+        default=0,
+        ge=0,
+        le=10,
+        description="trainings that each hold other places out, to judge the map; 0: several where labels are few",
+    )
+    baselines: tuple[Baseline, ...] = Field(
+        default=("random-forest",), description="what else is judged on the same places: random-forest, unet"
+    )
     backbone: str = Field(default="auto", description="name of a backbone; auto chooses by bands and pixel size")
     adapter: str = Field(default="lora", description="how the backbone is tuned")
     decoder: str = Field(default="unet", description="how features become a map")
@@ -94,6 +105,7 @@ class FitJob(Job):
     device: Device = DeviceField
     weights_dir: str = WeightsField
     json_file: str = JsonField
+    report: str = PageField
 
     help: ClassVar[str] = "fine-tune a backbone on labels and write a model package"
 
@@ -193,12 +205,33 @@ class EvaluateJob(Job):
     device: Device = DeviceField
     weights_dir: str = WeightsField
     json_file: str = JsonField
+    report: str = PageField
 
     part: Literal["", "network", "classical"] = Field(
         default="", description="score one part of the model alone; empty: the blend that predict uses"
     )
 
     help: ClassVar[str] = "score a model package on labels"
+
+
+class SuspectsJob(Job):
+    """List labelled shapes that a map made without them contradicts, the most suspicious first."""
+
+    job: Literal["suspects"] = "suspects"
+    rasters: tuple[str, ...] = RastersField
+    labels: str = LabelsField
+    class_field: str = ClassField
+    bands: tuple[str, ...] = BandsField
+    radiometry: Radiometry = RadiometryField
+    background: str = BackgroundField
+    area: str = AreaField
+    classes: tuple[ClassStyle, ...] = Field(default=(), description="names, order and colours of the classes")
+    line_width_px: float = LineWidthField
+    seed: int = SeedField
+    out: str = Field(description="GeoPackage to write: the shapes that are contradicted")
+    json_file: str = JsonField
+
+    help: ClassVar[str] = "list labels that are likely wrong"
 
 
 class ExportJob(Job):
@@ -220,6 +253,30 @@ class InspectJob(Job):
     model: str = Field(description="model package", json_schema_extra=POSITIONAL)
 
     help: ClassVar[str] = "tell what a model package holds"
+
+
+class ReportJob(Job):
+    """Write what is known of a model's accuracy as one HTML file."""
+
+    job: Literal["report"] = "report"
+    model: str = Field(description="model package", json_schema_extra=POSITIONAL)
+    rasters: tuple[str, ...] = Field(
+        default=(),
+        description="rasters to show with their maps; none: a report without maps",
+        json_schema_extra=POSITIONAL,
+    )
+    out: str = Field(description="HTML file to write")
+    labels: str = Field(default="", description="labels to outline in the maps, as FILE or FILE:layer")
+    class_field: str = ClassField
+    figures: str = Field(
+        default="", description="figures of other labels that `evaluate` wrote as JSON, instead of the package's own"
+    )
+    bands: tuple[str, ...] = BandsField
+    line_width_px: float = LineWidthField
+    device: Device = DeviceField
+    weights_dir: str = WeightsField
+
+    help: ClassVar[str] = "write what is known of a model's accuracy as one HTML file"
 
 
 class ModelsJob(Job):
@@ -253,8 +310,10 @@ AnyJob = (
     | PredictJob
     | PreviewJob
     | EvaluateJob
+    | SuspectsJob
     | ExportJob
     | InspectJob
+    | ReportJob
     | ModelsJob
     | ProbeJob
     | SchemaJob
@@ -267,8 +326,10 @@ JOB_TYPES: dict[str, type[Job]] = {
         PredictJob,
         PreviewJob,
         EvaluateJob,
+        SuspectsJob,
         ExportJob,
         InspectJob,
+        ReportJob,
         ModelsJob,
         ProbeJob,
         SchemaJob,

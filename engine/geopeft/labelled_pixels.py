@@ -76,7 +76,7 @@ def _parts(
         rows, cols = np.nonzero((class_ids != IGNORE) & tile.valid)
         pairs, where = np.unique(group_ids[rows, cols] * 256 + class_ids[rows, cols], return_inverse=True)
         numbers = [places.setdefault((pair % 256, pair // 256), len(places)) for pair in pairs.tolist()]
-        order = _scattered(rows + row * TILE_PX, cols + col * TILE_PX)
+        order = scattered(rows + row * TILE_PX, cols + col * TILE_PX)
         yield _Part(tile, rows, cols, np.array(numbers, np.int64)[where], order)
 
 
@@ -128,10 +128,10 @@ def _ordered(places: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     if not places:
         return []
     rows, cols = np.array(places).T
-    return [places[at] for at in np.argsort(_scattered(rows, cols), kind="stable")]
+    return [places[at] for at in np.argsort(scattered(rows, cols), kind="stable")]
 
 
-def _scattered(rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
+def scattered(rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
     """(n,) uint64 that order places as if at random, but always the same way (the mixer of splitmix64)."""
     mixed = (rows.astype(np.uint64) << np.uint64(32)) ^ cols.astype(np.uint64)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import secrets
 import sys
 import time
 import traceback
@@ -21,8 +20,9 @@ from rasterio.windows import Window
 from geopeft.class_raster import class_raster, origin_tags
 from geopeft.data.labels import read_area
 from geopeft.data.raster import RasterInfo, describe, open_dataset, still_same
-from geopeft.errors import Canceled, DeviceError, GeopeftError, JobError, LabelError
+from geopeft.errors import Canceled, GeopeftError, JobError, LabelError, is_out_of_memory, out_of_memory
 from geopeft.events import Level, Reporter
+from geopeft.holding import hold, part_of
 from geopeft.job import PredictJob
 from geopeft.runtime import Runtime, Strip, map_raster, peak_memory_mb, window_starts
 from geopeft.vectorize import vectorize
@@ -80,7 +80,8 @@ def _map_all(
         if count > 1:
             reporter.message(f"Raster {index + 1} of {count}: {_name(raster)}")
         try:
-            entry = _map_one(job, runtime, raster, target, origin, part)
+            with hold(target, *_written(job, target)):
+                entry = _map_one(job, runtime, raster, target, origin, part)
         except Canceled:
             raise
         except Exception as error:
@@ -146,9 +147,8 @@ def _failure(raster: str, error: Exception) -> dict[str, str]:
     """An error as plain data; what is no sentence yet becomes one, and its traceback goes to the log."""
     if not isinstance(error, GeopeftError):
         traceback.print_exception(error, file=sys.stderr)
-        if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
-            hint = "Close other programs, or set the device to cpu."
-            error = DeviceError("There is not enough memory for this raster.", hint, "OUT_OF_MEMORY")
+        if is_out_of_memory(error):
+            error = out_of_memory("raster")
         else:
             what = f"The engine met an error that it does not know ({type(error).__name__}: {error})."
             error = GeopeftError(what, "The details are in the log; please report them.")
@@ -237,7 +237,7 @@ def _map_one(
     confidence, polygons = _confidence_path(target), _polygons_path(target)
     if not job.confidence:
         # Polygons need the confidence; where nobody else does, it is a file that comes and goes.
-        confidence = target.with_name(f".{target.stem[:40]}.{secrets.token_hex(4)}.confidence.tif")
+        confidence = part_of(target, ".confidence.tif")
     try:
         writes = confidence if job.confidence or job.polygons else None
         share = _write_map(job, runtime, info, target, writes, {**origin, "GEOPEFT_RASTER": _name(raster)}, reporter)

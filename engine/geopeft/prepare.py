@@ -15,6 +15,7 @@ from geopeft.data.raster import BandStatistics, RasterInfo, band_statistics, des
 from geopeft.errors import JobError
 from geopeft.events import Reporter
 from geopeft.job import ClassStyle, FitJob
+from geopeft.job import Radiometry as AssumedRadiometry
 from geopeft.models.choose import choose_backbone, input_bands, match_or_refuse, resample_factor
 from geopeft.models.registry import BackboneCard
 from geopeft.models.spec import ModelSpec
@@ -36,10 +37,10 @@ class Prepared:
 def prepare(job: FitJob, reporter: Reporter) -> Prepared:
     """Reads what is there and decides bands, radiometry, backbone and classes, saying each in a message."""
     infos = tuple(describe(path) for path in job.rasters)
-    chosen = select_bands(infos[0], job.bands) if job.bands else _whole_bands(infos[0], reporter)
+    chosen = select_bands(infos[0], job.bands) if job.bands else whole_bands(infos[0], reporter)
     bands = (chosen, *(resolve_bands(info, chosen, job.bands) for info in infos[1:]))
     labels = labels_of(job, job.labels, infos, job.classes, reporter)
-    statistics, radiometry, units = _units(job, infos, bands, reporter)
+    statistics, radiometry, units = pooled_units(infos, bands, job.radiometry, reporter)
     gsd_m = float(np.median([info.gsd_m for info in infos]))
     card, why = choose_backbone(job.backbone, chosen, gsd_m, job.weights_dir, reporter)
     resample, resampling = resample_factor(card, gsd_m)
@@ -90,7 +91,7 @@ def labels_of(
     )
 
 
-def _whole_bands(info: RasterInfo, reporter: Reporter) -> tuple[Band, ...]:
+def whole_bands(info: RasterInfo, reporter: Reporter) -> tuple[Band, ...]:
     """All data bands but those that alone lack data on many pixels: a pixel is used where all bands have data."""
     bands = info.bands
     indexes = [band.index for band in bands]
@@ -102,8 +103,8 @@ def _whole_bands(info: RasterInfo, reporter: Reporter) -> tuple[Band, ...]:
     return tuple(bands[at] for at in kept)
 
 
-def _units(
-    job: FitJob, infos: Sequence[RasterInfo], bands: Sequence[Sequence[Band]], reporter: Reporter
+def pooled_units(
+    infos: Sequence[RasterInfo], bands: Sequence[Sequence[Band]], assumed: AssumedRadiometry, reporter: Reporter
 ) -> tuple[BandStatistics, Radiometry, tuple[tuple[np.ndarray, np.ndarray], ...]]:
     """Statistics of all rasters in the first one's units, what these are, and each raster's way there."""
     parts: list[BandStatistics] = []
@@ -111,7 +112,7 @@ def _units(
     found: list[Radiometry] = []
     for info, own in zip(infos, bands, strict=True):
         statistics = band_statistics(info, [band.index for band in own])
-        radiometry = assume_radiometry(info, own, statistics, job.radiometry)
+        radiometry = assume_radiometry(info, own, statistics, assumed)
         found.append(radiometry)
         scale, offset = np.ones(len(own)), np.zeros(len(own))
         for position, band in enumerate(own):

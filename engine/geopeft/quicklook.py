@@ -24,12 +24,11 @@ from rasterio.warp import transform_geom
 
 from geopeft.data.raster import describe
 from geopeft.errors import GeopeftError
+from geopeft.report.maps import ramp_colors
 
 PANEL_PX = 620
 GAP_PX, STRIP_PX, TEXT_PX = 8, 34, 18
 INK, PAPER = (32, 36, 40), (255, 255, 255)
-# From low to high confidence: dark violet, blue-green, yellow; readable with any colour vision.
-RAMP = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)], dtype=np.float64)
 
 Picture = NDArray[np.uint8]
 Color = tuple[int, int, int]
@@ -78,12 +77,6 @@ def ramped(path: Path, shape: tuple[int, int]) -> Picture:
     picture = ramp_colors(percent.astype(np.float64) / 100)
     picture[percent == nodata] = PAPER
     return picture
-
-
-def ramp_colors(share: NDArray[np.float64]) -> Picture:
-    """Colours for values 0..1: (..., 3)."""
-    stops = np.linspace(0, 1, len(RAMP))
-    return np.stack([np.interp(share, stops, RAMP[:, i]) for i in range(3)], axis=-1).astype(np.uint8)
 
 
 def labelled(scene: Path, base: Picture, labels: str, field: str, legend: Legend) -> Picture:

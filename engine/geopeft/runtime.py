@@ -137,6 +137,12 @@ class Runtime:
         if share < 1 and self.classical is not None:
             other = self.classical.probabilities(raw)
             result = share * result + (1 - share) * other if share > 0 else other
+        if not np.isfinite(result).all():
+            raise PackageError(
+                "This model gives values that are no probabilities.",
+                "Copy the package again from where it came, or train it again.",
+                "PACKAGE_VALUES",
+            )
         return result
 
     def bands_of(self, info: RasterInfo, override: Sequence[str]) -> tuple[Band, ...]:

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from geopeft.accuracy import confusion, mean_iou
 from geopeft.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
 from geopeft.data.chips import Chip, ChipSampler
 from geopeft.errors import Canceled, OutputError
 from geopeft.events import Reporter
 from geopeft.models import SegmentationModel
-from geopeft.objective import balanced_cross_entropy, confusion, figures
+from geopeft.objective import balanced_cross_entropy
 from geopeft.runtime import fill_invalid, fill_values
 
 BATCH = 8
@@ -130,11 +131,17 @@ class Trainer:
         self._restored: dict[str, torch.Tensor] | None = None
         self._begun = time.monotonic()
         self._total: int | None = None
+        self._ahead = 0
 
     @property
     def best_step(self) -> int:
         """The step of the weights that are kept."""
         return self._at.best_step
+
+    @property
+    def curve(self) -> list[tuple[int, dict[str, float]]]:
+        """Step and figures of each validation."""
+        return self._at.curve
 
     def resume(self) -> Progress | None:
         """Goes on from the checkpoint where there is one, and says how far it was; JobError where it is of another
@@ -148,28 +155,43 @@ class Trainer:
             self._best = {n: torch.empty_like(v).copy_(self._restored[f"best.{n}"]) for n, v in self._average.items()}
         return self._at
 
-    def train(self, steps: int, finishing: int = 0, deadline: float = math.inf) -> int:
+    def train(
+        self,
+        steps: int,
+        finishing: int = 0,
+        deadline: float = math.inf,
+        *,
+        until: int | None = None,
+        ahead: int = 0,
+        keep: bool = False,
+    ) -> int:
         """At most `steps` steps, not past `deadline` (time.monotonic()); leaves the best weights in the model.
 
         Args:
             finishing: steps that `finish` will take, for the progress.
+            until: ends after this many of the steps, at the rates that a training of all of them has there.
+            ahead: steps of other trainings that will follow, for the progress.
+            keep: leaves a checkpoint of the end, for what the job does afterwards.
 
         Returns:
             The number of steps done.
         """
-        at, self._total = self._at, steps + finishing
+        at, self._total, self._ahead = self._at, steps + finishing, ahead
+        last = steps if until is None else min(steps, until)
         for step, values in at.curve:
             self._reporter.metric("fit", step, values, self._total)
         if at.phase == "fit":
             alone = round(self._pace.alone * steps) if self.model.spec.adapter == "lora" else 0
-            optimizer = self._begin()
+            optimizer, before = self._begin(), at.step
             with self._kept_on_cancel(optimizer):
-                while not self._over(steps, deadline, alone):
+                while not self._over(last, deadline, alone):
                     self._let_adapter_learn(at.step >= alone)
                     self._one_step(optimizer, _warm_then_cosine(at.step, steps))
                     self._update_average(min(AVERAGING, at.step / (at.step + 9)))
-                    self._reporter.progress("fit", at.step, self._total, deadline - time.monotonic())
+                    self._reporter.progress("fit", at.step, self._total + ahead, deadline - time.monotonic())
                     self._save_if_due(optimizer)
+            if keep and at.step > before:
+                self._save(optimizer)
             at.trained = at.step
         self._let_adapter_learn(True)
         if self._best is None:
@@ -178,29 +200,35 @@ class Trainer:
         self.model.eval()
         return at.trained
 
-    def finish(self, sampler: ChipSampler, steps: int, done: int, deadline: float = math.inf) -> None:
+    def finish(
+        self, sampler: ChipSampler, steps: int, done: int, deadline: float = math.inf, *, keep: bool = False
+    ) -> None:
         """The last steps, on all labels: what was held out has told all it can and may teach now.
 
         Args:
             sampler: draws from all labelled places.
             steps, done: how many to do, and how many were done before.
+            keep: leaves a checkpoint of the end, for what the job does afterwards.
         """
         self._sampler, at = sampler, self._at
         if at.phase != "finish":
             at.phase, at.step = "finish", 0
             for name, tensor in self._trained().items():
                 self._average[name].copy_(tensor)
-        optimizer = self._begin()
+        optimizer, before = self._begin(), at.step
         with self._kept_on_cancel(optimizer):
             while at.step < steps and not self._reporter.stop_requested():
                 self._one_step(optimizer, FINISH_RATE * (1 - at.step / steps))
                 self._update_average(AVERAGING)
-                self._reporter.progress("fit", done + at.step, done + steps, deadline - time.monotonic())
+                total = done + steps + self._ahead
+                self._reporter.progress("fit", done + at.step, total, deadline - time.monotonic())
                 self._save_if_due(optimizer)
                 if time.monotonic() > deadline:
                     break
         # Half the way back from a falling rate would be worse than not to have set out.
         stopped = self._best is not None and at.step < steps and self._reporter.stop_requested()
+        if keep and not stopped and at.step > before:
+            self._save(optimizer)
         put(self._best if stopped and self._best else self._average, self._trained())
         at.phase = "finished"
         self.model.eval()
@@ -284,10 +312,10 @@ class Trainer:
             with contextlib.suppress(Canceled):
                 self._reporter.warn(f"{error.message} The training goes on, but could not be resumed if it were ended.")
 
-    def held_out(self) -> Iterator[tuple[Chip, tuple[int, int, int], np.ndarray]]:
-        """The validation chips with their places and the model's logits (K, h, w)."""
+    def map_chips(self, chips: ValidationChips) -> Iterator[tuple[Chip, tuple[int, int, int], np.ndarray]]:
+        """The chips with their places and the model's logits (K, h, w)."""
         self.model.eval()
-        for chip, place in self._validation:
+        for chip, place in chips:
             self._reporter.check_canceled()
             yield chip, place, self._logits(chip)
 
@@ -334,8 +362,7 @@ class Trainer:
             if found is None:
                 return
             validation_loss, matrices = found
-            scores = figures([sum(matrices[1:], matrices[0])], [""] * self.model.spec.num_classes)
-            values |= {"validation_loss": validation_loss, "miou": scores["miou"]["value"] or 0.0}
+            values |= {"validation_loss": validation_loss, "miou": mean_iou(sum(matrices[1:], matrices[0])) or 0.0}
             if self._trusts and (at.best_loss is None or validation_loss < at.best_loss):
                 at.best_loss, at.best_step = validation_loss, at.step
                 self._best = {name: tensor.clone() for name, tensor in self._average.items()}
@@ -351,7 +378,7 @@ class Trainer:
         in between."""
         classes = self.model.spec.num_classes
         sums, counts, matrices = np.zeros(classes), np.zeros(classes), []
-        for chip, _, logits in self.held_out():
+        for chip, _, logits in self.map_chips(self._validation):
             if self._stopped():
                 return None
             log = logits - logits.max(0)

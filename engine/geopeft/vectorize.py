@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-import pyogrio
 import rasterio
 import rasterio.features
 import shapely
@@ -14,10 +13,10 @@ from pyproj import CRS, Geod, Transformer
 from rasterio.windows import Window, from_bounds
 
 from geopeft.events import Reporter
-from geopeft.writing import whole_file
+from geopeft.writing import whole_layer
 
 _BATCH = 20_000
-_LAYER = "polygons"
+_LAYER, _FIELDS = "polygons", ("class", "area_m2", "confidence")
 
 
 def vectorize(class_raster: Path, confidence: Path, names: Mapping[int, str], out: Path, reporter: Reporter) -> int:
@@ -33,7 +32,11 @@ def vectorize(class_raster: Path, confidence: Path, names: Mapping[int, str], ou
         The number of polygons.
     """
     count = 0
-    with rasterio.open(class_raster) as source, rasterio.open(confidence) as sure, whole_file(out) as part:
+    with (
+        rasterio.open(class_raster) as source,
+        rasterio.open(confidence) as sure,
+        whole_layer(out, _LAYER, _FIELDS, source.crs.to_wkt()) as write,
+    ):
         area = _AreaM2(source.crs)
         for batch in _batches(source):
             reporter.check_canceled()
@@ -43,25 +46,11 @@ def vectorize(class_raster: Path, confidence: Path, names: Mapping[int, str], ou
                 np.array([area(shape) for shape in geometries]),
                 np.array([_mean_confidence(shape, value, source, sure) for shape, value in batch]),
             ]
-            pyogrio.raw.write(
-                part,
-                shapely.to_wkb(geometries),
-                fields,
-                ["class", "area_m2", "confidence"],
-                layer=_LAYER,
-                driver="GPKG",
-                geometry_type="Polygon",
-                crs=source.crs.to_wkt(),
-                append=count > 0,
-            )
+            write(shapely.to_wkb(geometries), fields)
             count += len(batch)
             reporter.message(f"{count} polygons.") if count % (_BATCH * 10) == 0 else None
         if count == 0:
-            pyogrio.raw.write(
-                part, np.array([], object), [np.array([], object), np.array([]), np.array([])],
-                ["class", "area_m2", "confidence"], layer=_LAYER, driver="GPKG", geometry_type="Polygon",
-                crs=source.crs.to_wkt(),
-            )  # fmt: skip
+            write(np.array([], object), [np.array([], object), np.array([]), np.array([])])
     return count
 
 

@@ -35,7 +35,7 @@ from .listener import Listener
 from .named import NamedAlgorithm
 
 MODEL_FILTER = "GeoPEFT model (*.geopeft)"
-PATHS = frozenset(("model", "out", "onnx", "json_file", "weights_dir"))
+PATHS = frozenset(("model", "out", "onnx", "json_file", "weights_dir", "report", "figures"))
 
 
 class EngineAlgorithm(NamedAlgorithm):
@@ -245,6 +245,13 @@ class EngineAlgorithm(NamedAlgorithm):
             QgsProcessingParameterFileDestination(
                 "FIGURES", self.tr("Figures"), self.tr("JSON (*.json)"), optional=True, createByDefault=by_default
             )
+        )
+
+    def add_report(self) -> None:
+        """A page with all that is known of the accuracy."""
+        title, kind = self.tr("Accuracy report"), self.tr("HTML (*.html)")
+        self.addParameter(
+            QgsProcessingParameterFileDestination("REPORT", title, kind, optional=True, createByDefault=False)
         )
 
     def add_line_width(self) -> None:

@@ -57,6 +57,7 @@ class EvaluateAlgorithm(EngineAlgorithm):
         self.add_line_width()
         self.add_device()
         self.add_figures(by_default=True)
+        self.add_report()
         for name in NUMBERS:
             self.addOutput(QgsProcessingOutputNumber(name, self.tr(NUMBER_TITLES[name])))
 
@@ -74,6 +75,7 @@ class EvaluateAlgorithm(EngineAlgorithm):
         return {
             "model": self.parameterAsFile(parameters, "MODEL", context),
             "json_file": self.parameterAsFileOutput(parameters, "FIGURES", context),
+            "report": self.parameterAsFileOutput(parameters, "REPORT", context),
             "background": self.parameterAsString(parameters, "BACKGROUND", context).strip(),
             "bands": self._band_names(parameters, context),
             "line_width_px": self.parameterAsDouble(parameters, "LINE_WIDTH", context),
@@ -89,4 +91,4 @@ class EvaluateAlgorithm(EngineAlgorithm):
     ) -> dict[str, Any]:
         """The figures as a file and as numbers."""
         numbers = {name: figure(outputs, key, part) for name, (key, part) in NUMBERS.items()}
-        return {"FIGURES": job["json_file"] or None, **numbers}
+        return {"FIGURES": job["json_file"] or None, "REPORT": outputs.get("report"), **numbers}

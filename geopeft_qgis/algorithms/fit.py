@@ -39,7 +39,7 @@ class FitAlgorithm(EngineAlgorithm):
     """Labels and rasters in, a model package out."""
 
     JOB = "fit"
-    STAGE_ENDS = {"labels": 3.0, "label raster": 3.0, "download": 15.0, "fit": 100.0}
+    STAGE_ENDS = {"labels": 3.0, "label raster": 3.0, "download": 15.0, "fit": 100.0, "folds": 100.0}
     TITLE = "Train a model from labels"
     TAGS = ("segmentation", "classification", "deep learning", "fine-tune", "LoRA", "foundation model", "land cover")
     HELP = (
@@ -50,7 +50,9 @@ class FitAlgorithm(EngineAlgorithm):
         "one more class (buildings, for example), give that class a name in 'Background class'.\n\n"
         "<b>Backbone</b>: auto chooses by bands and pixel size. Known names: {backbones}, any vision transformer or "
         "CNN that timm knows, and files made by 'Adapt a backbone to your imagery'.\n\n"
-        "Part of the labels is held out to measure the accuracy; mIoU comes with its 95 % interval.\n\n"
+        "Part of the labels is held out to measure the accuracy; mIoU comes with its 95 % interval. Where labels are "
+        "few, further trainings hold the other parts out in turn, so that every place is judged once; the map itself "
+        "learns from all labels. A random forest on the bands is judged on the same places.\n\n"
         "<b>Canceling</b> ends the training without a model. What was learned is kept beside the model's file, in "
         "NAME.geopeft.resume: the same training with the same file goes on from there, also after a crash, and ends as "
         "if it had never been interrupted.\n\n"
@@ -89,12 +91,16 @@ class FitAlgorithm(EngineAlgorithm):
         self.add_text("BANDS", self.tr("Bands, by name or number, with commas"), advanced=True)
         self.add_line_width()
         self.add_whole_number("SEED", self.tr("Random seed"), 0, 2**31 - 1)
+        self.add_whole_number("FOLDS", self.tr("Trainings that judge the map (0: more where labels are few)"), 0, 10)
+        unet = self.tr("Judge a UNet from random values too, for comparison")
+        self.add_advanced(QgsProcessingParameterBoolean("UNET", unet, False))
         self.add_whole_number("STEPS", self.tr("Training steps (0: chosen from the labels)"), 0, 1_000_000)
         self.add_device()
         self.addParameter(
             QgsProcessingParameterFileDestination("MODEL", self.tr("Model"), fileFilter=self.tr(MODEL_FILTER))
         )
         self.add_figures()
+        self.add_report()
         for name, title in (
             ("MIOU", self.tr("mIoU on held-out labels")),
             ("MIOU_LOW", self.tr("mIoU, lower end of the 95 % interval")),
@@ -124,6 +130,7 @@ class FitAlgorithm(EngineAlgorithm):
         return {
             "out": self.parameterAsFileOutput(parameters, "MODEL", context),
             "json_file": self.parameterAsFileOutput(parameters, "FIGURES", context),
+            "report": self.parameterAsFileOutput(parameters, "REPORT", context),
             "start": _absolute(self.parameterAsFile(parameters, "START_MODEL", context)),
             "resume": self.parameterAsBool(parameters, "RESUME", context),
             "backbone": self.parameterAsString(parameters, "BACKBONE", context).strip() or "auto",
@@ -135,6 +142,8 @@ class FitAlgorithm(EngineAlgorithm):
             "max_minutes": self.parameterAsDouble(parameters, "MAX_MINUTES", context),
             "seed": self.parameterAsInt(parameters, "SEED", context),
             "steps": self.parameterAsInt(parameters, "STEPS", context),
+            "folds": self.parameterAsInt(parameters, "FOLDS", context),
+            "baselines": ["random-forest", *(["unet"] if self.parameterAsBool(parameters, "UNET", context) else [])],
             **self._device_fields(parameters, context),
         }
 
@@ -147,7 +156,7 @@ class FitAlgorithm(EngineAlgorithm):
     ) -> dict[str, Any]:
         """The package, the figures, and the accuracy as numbers."""
         numbers = {f"MIOU{suffix}": figure(outputs, "miou", part) for suffix, part in _INTERVAL}
-        return {"MODEL": job["out"], "FIGURES": job["json_file"] or None, **numbers}
+        return {"MODEL": job["out"], "FIGURES": job["json_file"] or None, "REPORT": outputs.get("report"), **numbers}
 
 
 def _absolute(path: str) -> str:

@@ -14,6 +14,7 @@ STAGES = {
     "labels": "Reading labels:",
     "label raster": "Reading labels:",
     "fit": "Training: step",
+    "folds": "Judging the accuracy: step",
     "pretrain": "Training: step",
     "predict": "Mapping:",
     "evaluate": "Evaluating:",

@@ -51,9 +51,9 @@ def measure(
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
     """Fits and scores the forest that `measure` asks for."""
+    from geopeft.accuracy import confusion, figures
     from geopeft.events import Reporter
     from geopeft.job import FitJob
-    from geopeft.objective import confusion, figures
     from geopeft.prepare import prepare
     from sklearn.ensemble import RandomForestClassifier
 
@@ -74,7 +74,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
     }
     x, y = _unseen_pixels(job["unseen"], prepared, names, describe)
-    # No blocks here: the interval of the forest is not needed, only its figure.
+    # No blocks here: no interval is needed, and the figures are made of the matrix.
     result = figures([confusion(y, forest.predict(x), len(names))], names)
     return result | cost | {"evaluate_seconds": round(time.monotonic() - start - cost["seconds"], 2)}
 

@@ -148,8 +148,10 @@ def test_fit_with_everything(job, raster_layer, label_layer, tmp_path):  # noqa:
         "WEIGHTS_DIR": str(tmp_path),
         "MODEL": str(tmp_path / "o.geopeft"),
         "FIGURES": str(tmp_path / "f.json"),
+        "REPORT": str(tmp_path / "r.html"),
     }
     made = job("fit", parameters)
+    assert made["report"] == str(tmp_path / "r.html")
     assert list(faults(made, SCHEMA)) == []
     assert made["bands"] == ["red", "green", "4"] and len(made["rasters"]) == 2
     assert (made["max_minutes"], made["seed"], made["steps"], made["line_width_px"]) == (1.5, 7, 30, 2.5)
@@ -202,6 +204,24 @@ def test_evaluate(job, raster_layer, label_layer, model, tmp_path):  # noqa: F81
     made = job("evaluate", parameters)
     assert list(faults(made, SCHEMA)) == []
     assert made["json_file"].endswith(".json")
+
+
+@pytest.mark.parametrize("wants_all", [False, True])
+def test_report(job, raster_layer, label_layer, model, tmp_path, wants_all):  # noqa: F811
+    parameters = {"MODEL": model, "REPORT": str(tmp_path / "r.html")}
+    if wants_all:
+        figures = tmp_path / "f.json"
+        figures.write_text("{}")
+        parameters.update(
+            RASTERS=[raster_layer], LABELS=label_layer, OTHER_FIGURES=str(figures), BANDS="red,4", DEVICE="cpu"
+        )
+    made = job("report", parameters)
+    assert list(faults(made, SCHEMA)) == []
+    assert made["out"] == str(tmp_path / "r.html")
+    assert made.get("rasters", []) == ([raster_layer.source()] if wants_all else [])
+    assert (made["figures"] != "", "labels" in made, made.get("class_field")) == (
+        (True, True, "class") if wants_all else (False, False, None)
+    )
 
 
 @pytest.mark.parametrize("wants_all", [False, True])

@@ -74,6 +74,7 @@ def _other_protocol(folder: Path) -> Path:
     return path
 
 
+@pytest.mark.fault("P05")
 def test_what_libraries_print_does_not_reach_the_events(tmp_path: Path) -> None:
     program = (
         "import sys, geopeft.__main__ as m, geopeft.probe as p\n"
@@ -89,6 +90,7 @@ def test_what_libraries_print_does_not_reach_the_events(tmp_path: Path) -> None:
     assert "noise" in done.stderr
 
 
+@pytest.mark.fault("P11", "P12")
 def test_the_engine_ends_when_its_parent_is_gone(tmp_path: Path) -> None:
     program = (
         "import subprocess, sys, time\n"
@@ -119,6 +121,7 @@ def _runs(pid: int) -> bool:
     return state != "Z"
 
 
+@pytest.mark.fault("P09")
 def test_a_cancel_file_cancels(tmp_path: Path) -> None:
     from geopeft.errors import Canceled
     from geopeft.events import Reporter

@@ -58,6 +58,7 @@ def described(
         (Driver((13, 0), (MODERN,)), (True, (13, 2)), ""),
     ],
 )
+@pytest.mark.fault("G02", "E19")
 def test_reason_why_a_card_is_not_used(
     monkeypatch: pytest.MonkeyPatch, driver: Driver | None, torch: tuple[bool, tuple[int, int] | None], reason: str
 ) -> None:
@@ -79,6 +80,7 @@ def test_the_usable_one_of_two_cards_is_taken(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="NVIDIA cards")
+@pytest.mark.fault("G01")
 def test_hidden_cards_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert described(monkeypatch, Driver((13, 2), (), devices.NO_DEVICE))["gpu_reason"] == "HIDDEN"

@@ -105,21 +105,59 @@ def test_a_single_class_gives_a_model_that_maps_it_everywhere() -> None:
     assert offsets.argmax() == 1
 
 
-@pytest.mark.parametrize("what", ["operator", "features", "classes", "feature number", "not ONNX"])
-def test_a_foreign_graph_is_refused(what: str) -> None:
+@pytest.mark.fault("M38", "M39")
+@pytest.mark.parametrize(
+    ("what", "code"),
+    [
+        ("operator", "PACKAGE_UNSAFE"),
+        ("features", "PACKAGE_KEYS"),
+        ("classes", "PACKAGE_KEYS"),
+        ("feature number", "PACKAGE_BROKEN"),
+        ("not ONNX", "PACKAGE_BROKEN"),
+        ("domain", "PACKAGE_UNSAFE"),
+        ("function", "PACKAGE_UNSAFE"),
+        ("attribute", "PACKAGE_UNSAFE"),
+        ("endless walk", "PACKAGE_BROKEN"),
+        ("class number", "PACKAGE_BROKEN"),
+        ("no number", "PACKAGE_VALUES"),
+    ],
+)
+def test_a_foreign_graph_is_refused(what: str, code: str) -> None:
     model = onnx.load_model_from_string(fit_classical(pixels(), 3, 2, seed=0))
+    node = model.graph.node[0]
+    attributes = {a.name: a for a in node.attribute}
     if what == "operator":
         # One that would do no harm and that the runtime would take.
         model.graph.node.append(helper.make_node("Identity", ["features"], ["x"]))
     if what == "features":
         model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 99
     if what == "feature number":
-        (numbers,) = (a for a in model.graph.node[0].attribute if a.name == "nodes_featureids")
-        numbers.ints[0] = 10_000
+        attributes["nodes_featureids"].ints[0] = 10_000
+    if what == "domain":
+        model.graph.node[1].domain = "elsewhere"
+    if what == "function":
+        model.functions.append(helper.make_function("", "Gemm", ["a"], ["b"], [], []))
+    if what == "attribute":
+        node.attribute.append(helper.make_attribute("post_transform", "SOFTMAX"))
+    if what == "endless walk":
+        attributes["nodes_truenodeids"].ints[0] = 0
+    if what == "class number":
+        attributes["target_ids"].ints[0] = 10_000
+    if what == "no number":
+        model.graph.initializer[0].raw_data = np.full(3 * texture().count, np.nan, np.float32).tobytes()
     data = b"\x00\x01" if what == "not ONNX" else model.SerializeToString()
     with pytest.raises(PackageError) as caught:
         Classical(texture(), data, 5 if what == "classes" else 3)
-    assert caught.value.code == "PACKAGE_BROKEN"
+    assert caught.value.code == code
+
+
+def test_the_runtime_gets_the_numbers_of_a_graph_and_nothing_else() -> None:
+    own = fit_classical(pixels(), 3, 2, seed=0)
+    model = onnx.load_model_from_string(own)
+    model.metadata_props.add(key="ep_context", value="elsewhere")
+    model.graph.doc_string = "x"
+    model.ir_version = 7
+    assert Classical(texture(), model.SerializeToString(), 3).model == own
 
 
 class Reader:

@@ -17,7 +17,7 @@ import pytest
 import rasterio
 import shapely
 import torch
-from geopeft import checkpoint, fit, forest, holdout, package, starting, training
+from geopeft import checkpoint, fit, forest, holdout, judging, package, starting, training
 from geopeft.checkpoint import Checkpoint, checkpoint_path
 from geopeft.errors import Canceled, JobError, OutputError, PackageError
 from geopeft.events import Reporter
@@ -87,6 +87,7 @@ def job_of(scene: Path, out: Path, **fields: Any) -> dict[str, Any]:
         "backbone": "scratch_unet",
         "adapter": "full",
         "steps": 6,
+        "folds": 1,
         "device": "cpu",
     } | fields
 
@@ -102,18 +103,20 @@ def run(scene: Path, tmp_path: Path) -> Fit:
 
 
 class At(Reporter):
-    """Does something when so many steps are done."""
+    """Does something when so many steps of a stage are done."""
 
-    def __init__(self, step: int, then: Callable[[], None], folder: Path | None = None) -> None:
+    def __init__(self, step: int, then: Callable[[], None], folder: Path | None = None, stage: str = "fit") -> None:
         super().__init__(folder=folder)
-        self._step, self._then = step, then
+        self._step, self._then, self._stage = step, then, stage
         self.steps: list[int] = []
+        self.fold_steps: list[tuple[int, int]] = []
         self.points: list[int] = []
 
     def progress(self, stage: str, current: int, total: int, at_most_s: float = 0) -> None:
-        if stage == "fit":
-            self.steps.append(current)
-            if current == self._step:
+        if stage in ("fit", "folds"):
+            self.steps += [current] if stage == "fit" else []
+            self.fold_steps += [(current, total)] if stage == "folds" else []
+            if stage == self._stage and current == self._step:
                 self._then()
         super().progress(stage, current, total, at_most_s)
 
@@ -206,6 +209,7 @@ def test_a_stop_in_the_validation_does_not_wait_for_its_end(
 
 
 @pytest.mark.parametrize(("adapter", "trusts"), [("full", False), ("lora", True)])
+@pytest.mark.fault("T03")
 def test_a_fit_that_was_canceled_goes_on_to_the_same_weights(
     run: Fit, tmp_path: Path, adapter: str, trusts: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,6 +254,7 @@ def test_a_cancel_between_chips_of_the_validation_changes_nothing(
     assert same(whole, run(steps=7))
 
 
+@pytest.mark.fault("T03")
 def test_a_fit_that_was_killed_goes_on_from_its_last_checkpoint(run: Fit, scene: Path, tmp_path: Path) -> None:
     """A real process, killed while it trains."""
     fields = {"steps": 40, "seed": 3}
@@ -285,6 +290,7 @@ def test_a_fit_that_was_killed_goes_on_from_its_last_checkpoint(run: Fit, scene:
 
 
 @pytest.mark.parametrize("change", ["seed", "labels", "raster", "no resume", "damage"])
+@pytest.mark.fault("T04", "T06", "T07")
 def test_a_checkpoint_that_does_not_fit_is_ignored_with_one_sentence(
     run: Fit, scene: Path, tmp_path: Path, change: str
 ) -> None:
@@ -322,6 +328,7 @@ def test_the_same_labels_in_another_file_and_other_colours_go_on(run: Fit, tmp_p
     assert reporter.steps[0] == 4
 
 
+@pytest.mark.fault("W02")
 def test_a_training_outlives_a_disk_that_has_no_room_for_checkpoints(
     run: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -351,6 +358,7 @@ def test_the_time_of_all_runs_counts(run: Fit, tmp_path: Path) -> None:
     assert again.manifest.metrics["seconds"] > 3600
 
 
+@pytest.mark.fault("W10")
 def test_a_checkpoint_is_written_whole_and_only_for_its_own_run(tmp_path: Path) -> None:
     path = checkpoint_path(tmp_path / "m.geopeft")
     one = Checkpoint(path, "fit", "a" * 64)
@@ -385,6 +393,111 @@ def test_saving_takes_only_a_small_part_of_the_time(tmp_path: Path, monkeypatch:
     assert not kept.due(15)
     now[0] += 10
     assert kept.due(15)
+
+
+# Folds
+
+FEW = [(row, col) for row in range(8) for col in range(8) if row % 2 == col % 2 == 0]
+
+
+@pytest.fixture
+def few(scene: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setattr(holdout, "MAX_VALIDATION_CHIPS", 64)
+    path = scene / "few.gpkg"
+    return {"labels": str(path if path.exists() else draw(path, FEW)), "folds": 0}
+
+
+def test_where_labels_are_few_every_place_is_judged_and_the_model_is_the_same(run: Fit, few: dict[str, Any]) -> None:
+    reporter = At(-1, cancel)
+    judged, once = run("folds", reporter=reporter, **few), run("once", **(few | {"folds": 1}))
+    assert judged.weights.keys() == once.weights.keys() and judged.forest == once.forest
+    assert all(judged.weights[name].tobytes() == once.weights[name].tobytes() for name in once.weights)
+    more, less = judged.manifest.metrics, once.manifest.metrics
+    assert (more["folds"], less["folds"]) == (4, 1)
+    assert more["labels"] == 14 * 14 * len(FEW) > 2 * less["labels"]
+    assert "4 folds" in more["split"]
+    assert reporter.points == [0, 5, 6], "the curve is that of the model alone"
+    total = 3 * once.manifest.hyperparameters["best_step"]
+    assert reporter.fold_steps == [(step, total) for step in range(1, total + 1)]
+
+
+def test_no_fold_learns_from_a_place_that_it_judges(
+    run: Fit, few: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, drawn = judging.forecasts, judging.ChipSampler
+    folds: list[tuple[set[int], set[int]]] = []
+    taught: list[set[int]] = []
+
+    def sampler(reader: Any, sites: Any, *rest: Any) -> Any:
+        taught.append({site.group for site in sites})
+        return drawn(reader, sites, *rest)
+
+    def watched(*parts: Any) -> Any:
+        found = told(*parts)
+        folds.append((taught[-1], {int(p) for chip in found for p in np.unique(chip.places)}))
+        return found
+
+    monkeypatch.setattr(judging, "ChipSampler", sampler)
+    monkeypatch.setattr(judging, "forecasts", watched)
+    run(**few)
+    assert len(folds) == 3
+    assert all(judged and not judged & learned for learned, judged in folds)
+    assert sum(len(judged) for _, judged in folds) == len(set.union(*(judged for _, judged in folds)))
+
+
+def test_a_stop_in_a_fold_keeps_the_model_and_says_how_many_folds_are_done(
+    run: Fit, few: dict[str, Any], tmp_path: Path
+) -> None:
+    whole = run("whole", **few)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    stopped = run(reporter=At(8, (folder / "stop").touch, folder, stage="folds"), **few)
+    assert stopped.manifest.metrics["folds"] == 2, "that of the model, and the one that was done"
+    assert "2 of 4 folds" in stopped.manifest.metrics["split"]
+    assert all(stopped.weights[name].tobytes() == whole.weights[name].tobytes() for name in whole.weights)
+    assert stopped.manifest.metrics["labels"] < whole.manifest.metrics["labels"]
+
+
+@pytest.mark.parametrize("labels", ["few", "fewer than can be held out"])
+def test_a_fit_that_ended_in_a_fold_goes_on_there(
+    run: Fit, few: dict[str, Any], scene: Path, tmp_path: Path, labels: str
+) -> None:
+    if labels != "few":
+        few = few | {"labels": str(draw(tmp_path / "l.gpkg", [(0, 0), (7, 2), (0, 7), (6, 6), (3, 4), (7, 7)]))}
+    whole = run("whole", **few)
+    with pytest.raises(Canceled):
+        run(reporter=At(8, cancel, stage="folds"), **few)
+    reporter = At(-1, cancel)
+    assert same(whole, run(reporter=reporter, **few))
+    assert reporter.steps == [], "the training of the model is over"
+    assert reporter.fold_steps[0][0] == 7, "and so is the first fold"
+
+
+def test_no_fold_begins_that_would_end_after_the_time_given(run: Fit, few: dict[str, Any]) -> None:
+    model = run(max_minutes=1e-4, **few)
+    assert model.manifest.metrics["folds"] == 1
+    assert "1 of 4 folds" in model.manifest.metrics["split"]
+
+
+def test_baselines_are_judged_on_the_same_places(run: Fit, few: dict[str, Any]) -> None:
+    reporter = Reporter()
+    metrics = run(reporter=reporter, baselines=["random-forest", "unet"], **few).manifest.metrics
+    assert set(metrics["baselines"]) == {"random-forest", "unet"}
+    forest = metrics["baselines"]["random-forest"]
+    assert forest["miou"]["value"] > 0.9, "the bands alone tell these classes apart"
+    assert forest["difference"]["value"] == pytest.approx(metrics["miou"]["value"] - forest["miou"]["value"], abs=1e-4)
+    assert any("mIoU on the same held-out labels" in text for text in reporter.messages)
+    assert run("none", baselines=[], **few).manifest.metrics["baselines"] == {}
+
+
+def test_the_figures_tell_how_sure_the_map_may_be_and_how_the_training_went(run: Fit, few: dict[str, Any]) -> None:
+    metrics = run(**few).manifest.metrics
+    bins = metrics["calibration"]["bins"]
+    assert sum(part["weight"] for part in bins) == pytest.approx(1, abs=1e-3)
+    error = sum(part["weight"] * abs(part["confidence"] - part["accuracy"]) for part in bins)
+    assert metrics["calibration"]["ece"] == pytest.approx(error, abs=1e-3)
+    assert [point["step"] for point in metrics["history"]] == [0, 5, 6]
+    assert metrics["history"][-1].keys() == {"step", "loss", "miou"}
 
 
 # Start from an earlier model

@@ -242,6 +242,7 @@ def test_labels_kept_apart_never_teach(scene: Path, tmp_path: Path) -> None:
     assert one.manifest.metrics["miou"] != other.manifest.metrics["miou"]
 
 
+@pytest.mark.fault("R32")
 def test_windows_equal_the_model_on_the_whole_raster(scene: Path) -> None:
     """The scratch network sees 50 px around a pixel at most; farther from window edges nothing may differ."""
     runtime = Runtime.open(scene / "model.geopeft", "cpu", "", Reporter())
@@ -287,6 +288,7 @@ def test_onnx_gives_the_same_probabilities_for_any_batch(scene: Path) -> None:
         assert np.abs(session.run(None, {"raster": raw})[0] - expected).max() < 1e-3
 
 
+@pytest.mark.fault("T01", "T11")
 def test_a_repeated_fit_gives_the_same_package(scene: Path, tmp_path: Path) -> None:
     digests = []
     for name in ("a", "b"):
@@ -298,6 +300,7 @@ def test_a_repeated_fit_gives_the_same_package(scene: Path, tmp_path: Path) -> N
     assert digests[0] == digests[1]
 
 
+@pytest.mark.fault("L34")
 def test_too_few_labels_give_a_model_but_no_accuracy(scene: Path, tmp_path: Path) -> None:
     write_labels(tmp_path / "few.gpkg", field_boxes()[:4])
     reporter = Reporter()
@@ -324,6 +327,7 @@ def test_every_adapter_of_a_pretrained_network_goes_through_a_package(
     assert {"frozen": trained == 0, "lora": 0 < trained < total / 2, "full": trained == total}[adapter]
 
 
+@pytest.mark.fault("R22")
 def test_peak_memory_does_not_grow_with_the_height(scene: Path, tmp_path: Path) -> None:
     peaks = []
     for rows in (2_000, 20_000):
@@ -391,6 +395,7 @@ def test_a_guessed_scale_does_not_change_values_of_the_same_kind(
         assert (mine.read(1) == map_.read(1)).all()
 
 
+@pytest.mark.fault("R43")
 def test_a_failed_raster_does_not_stop_the_rest_and_names_do_not_collide(scene: Path, tmp_path: Path) -> None:
     for folder in ("x", "y"):
         (tmp_path / folder).mkdir()
@@ -403,6 +408,7 @@ def test_a_failed_raster_does_not_stop_the_rest_and_names_do_not_collide(scene: 
     assert [f["code"] for f in outputs["failures"]] == ["RASTER_OPEN"]
 
 
+@pytest.mark.fault("P09")
 def test_a_cancel_leaves_no_result(scene: Path, tmp_path: Path) -> None:
     class Stop(Reporter):
         def progress(self, stage: str, current: int, total: int, at_most_s: float = 0.0) -> None:
@@ -498,6 +504,7 @@ def test_bad_input_is_refused_by_fit(scene: Path, tmp_path: Path, changes: dict[
     assert not (tmp_path / "m.geopeft").exists()
 
 
+@pytest.mark.fault("R39")
 def test_the_users_files_are_never_changed(scene: Path) -> None:
     """Everything above has run on these files by now."""
     names = sorted(p.name for p in scene.iterdir())

@@ -13,6 +13,8 @@ from geopeft import package
 from geopeft.errors import PackageError
 from geopeft.models.spec import InputBand, ModelSpec, TextureSpec
 
+from tests.strange_packages import signed
+
 WEIGHTS = {
     "decoder.w": np.arange(12, dtype=np.float32).reshape(3, 4),
     "head.b": np.ones(2, np.float32),
@@ -85,11 +87,7 @@ def flip_a_bit(members: dict[str, bytes]) -> dict[str, bytes]:
 
 def with_weights(members: dict[str, bytes], body: bytes) -> dict[str, bytes]:
     """Other weights under a manifest that vouches for them."""
-    import hashlib
-
-    data = json.loads(members["manifest.json"])
-    data["sha256"] = {"weights.safetensors": hashlib.sha256(body).hexdigest()}
-    return {"manifest.json": json.dumps(data).encode(), "weights.safetensors": body}
+    return signed({**members, "weights.safetensors": body})
 
 
 def not_finite(members: dict[str, bytes]) -> dict[str, bytes]:
@@ -103,37 +101,55 @@ def huge_header(members: dict[str, bytes]) -> dict[str, bytes]:
 
 
 def edited(**fields: object) -> Callable[[dict[str, bytes]], dict[str, bytes]]:
+    """Other fields in a manifest that vouches for itself."""
+
     def change(members: dict[str, bytes]) -> dict[str, bytes]:
         data = json.loads(members["manifest.json"]) | fields
-        return {**members, "manifest.json": json.dumps(data).encode()}
+        return signed({**members, "manifest.json": json.dumps(data).encode()})
 
     return change
 
 
+def edited_by_hand(members: dict[str, bytes]) -> dict[str, bytes]:
+    text = members["manifest.json"].decode()
+    assert '"gsd_m": 10.0' in text
+    return {**members, "manifest.json": text.replace('"gsd_m": 10.0', '"gsd_m": 20.0').encode()}
+
+
+@pytest.mark.fault("M01", "M02", "M08", "M14", "M15", "M22", "M25", "M30", "M42")
 @pytest.mark.parametrize(
-    "change",
+    ("change", "code"),
     [
-        flip_a_bit,
-        not_finite,
-        huge_header,
-        edited(surprise=1),
-        edited(classes=[{"value": 1, "name": "a", "color": "#000000", "label": "a"}]),
-        edited(spec={"backbone": "x"}),
-        lambda members: {"manifest.json": members["manifest.json"]},
-        lambda members: {**members, "../evil.txt": b"x"},
-        lambda members: {**members, "model.pkl": b"x"},
-        lambda members: {**members, "manifest.json": b"\xff\xfe"},
-        lambda members: {**members, "manifest.json": b"[" * 100_000},
+        (flip_a_bit, "PACKAGE_CHECKSUM"),
+        (edited_by_hand, "PACKAGE_CHECKSUM"),
+        (not_finite, "PACKAGE_VALUES"),
+        (huge_header, "PACKAGE_TOO_LARGE"),
+        (edited(surprise=1), "PACKAGE_MANIFEST"),
+        (edited(classes=[{"value": 1, "name": "a", "color": "#000000", "label": "a"}]), "PACKAGE_MANIFEST"),
+        (edited(spec={"backbone": "x"}), "PACKAGE_MANIFEST"),
+        (lambda members: {"manifest.json": members["manifest.json"]}, "PACKAGE_BROKEN"),
+        (lambda members: {**members, "../evil.txt": b"x"}, "PACKAGE_UNSAFE"),
+        (lambda members: {**members, "model.pkl": b"x"}, "PACKAGE_UNSAFE"),
+        (lambda members: {**members, "manifest.json": b"\xff\xfe"}, "PACKAGE_MANIFEST"),
+        (lambda members: {**members, "manifest.json": b"[" * 100_000}, "PACKAGE_MANIFEST"),
     ],
 )
-def test_a_changed_package_is_refused(saved: Path, change: Callable[[dict[str, bytes]], dict[str, bytes]]) -> None:
+def test_a_changed_package_is_refused(
+    saved: Path, change: Callable[[dict[str, bytes]], dict[str, bytes]], code: str
+) -> None:
     rewrite(saved, change)
     with pytest.raises(PackageError) as caught:
         package.read(saved)
-    assert caught.value.code == "PACKAGE_BROKEN"
+    assert caught.value.code == code
     assert caught.value.hint
 
 
+def test_figures_that_are_no_numbers_are_kept_as_unknown(tmp_path: Path) -> None:
+    package.write(tmp_path / "m.geopeft", manifest().model_copy(update={"metrics": {"miou": float("nan")}}), WEIGHTS)
+    assert package.read(tmp_path / "m.geopeft").manifest.metrics == {"miou": None}
+
+
+@pytest.mark.fault("M23")
 def test_a_package_of_a_newer_engine_says_so(saved: Path) -> None:
     rewrite(saved, edited(schema_version=99))
     with pytest.raises(PackageError) as caught:
@@ -141,6 +157,7 @@ def test_a_package_of_a_newer_engine_says_so(saved: Path) -> None:
     assert caught.value.code == "PACKAGE_NEWER"
 
 
+@pytest.mark.fault("M04")
 def test_a_compressed_member_is_refused(saved: Path) -> None:
     rewrite(saved, lambda members: members, compression=zipfile.ZIP_DEFLATED)
     with pytest.raises(PackageError):
@@ -156,6 +173,7 @@ def test_a_member_twice_is_refused(saved: Path) -> None:
         package.read(saved)
 
 
+@pytest.mark.fault("M01")
 @pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.99])
 def test_half_a_package_is_refused(saved: Path, share: float) -> None:
     body = saved.read_bytes()

@@ -124,6 +124,7 @@ def test_a_stopped_run_goes_on_and_ends_as_one_that_was_not(run: Callable[..., A
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.fault("T03")
 def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(
     run: Callable[..., Any], six: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 
 @given(st.integers(1, 700), st.integers(8, 200))
+@pytest.mark.fault("R32")
 def test_windows_cover_everything_and_every_pixel_has_weight(length: int, window: int) -> None:
     overlap = window // 4
     starts = window_starts(length, window, overlap)

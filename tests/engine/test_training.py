@@ -88,6 +88,7 @@ def test_validation_that_cannot_be_trusted_chooses_no_step(trusted: bool, monkey
     assert learning.best_step == (0 if trusted else 3)
 
 
+@pytest.mark.fault("G06")
 def test_the_last_steps_go_on_from_the_best_weights_and_stop_at_the_deadline() -> None:
     trained = model("frozen")
     learning = trainer(trained)

@@ -25,6 +25,7 @@ def test_provider_lists_the_algorithms(provider):
         "geopeft:predictmany",
         "geopeft:pretrain",
         "geopeft:renderlayer",
+        "geopeft:report",
         "geopeft:stack",
     ]
     for algorithm in provider.algorithms():
@@ -41,8 +42,10 @@ def test_fit_gives_model_figures_and_events(provider, fake_engine, raster_layer,
         "CLASS_FIELD": "class",
         "MODEL": str(tmp_path / "m.geopeft"),
         "FIGURES": str(tmp_path / "f.json"),
+        "REPORT": str(tmp_path / "r.html"),
     }
     result = run("geopeft:fit", parameters, feedback)
+    assert "Accuracy report" in Path(result["REPORT"]).read_text(encoding="utf-8")
     assert Path(result["MODEL"]).is_file()
     assert (result["MIOU"], result["MIOU_LOW"], result["MIOU_HIGH"]) == (0.74, 0.66, 0.80)
     assert json.loads(Path(result["FIGURES"]).read_text())["miou"]["value"] == 0.74
@@ -184,3 +187,11 @@ def test_pretrain_gives_the_backbone_and_its_loss(provider, fake_engine, raster_
     assert Path(result["OUTPUT"]).is_file() and Path(result["FIGURES"]).is_file()
     assert (result["LOSS"], result["STEPS_DONE"]) == (1.25, 60)
     assert feedback.percents[-1] == 100
+
+
+def test_a_report_needs_only_a_model(provider, fake_engine, tmp_path):
+    model = tmp_path / "m.geopeft"
+    model.write_bytes(b"PK")
+    result = run("geopeft:report", {"MODEL": str(model), "REPORT": str(tmp_path / "r.html")})
+    assert result["REPORT"] == str(tmp_path / "r.html")
+    assert "Accuracy report" in Path(result["REPORT"]).read_text(encoding="utf-8")

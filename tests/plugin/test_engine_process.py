@@ -57,22 +57,26 @@ def test_a_failure_carries_code_message_and_hint(tmp_path):
     )
 
 
+@pytest.mark.fault("P02", "P04")
 def test_a_crash_tells_the_end_of_the_log(tmp_path):
     with pytest.raises(EngineCrashed, match="exit code -9") as crash:
         fit("crash", tmp_path)
     assert "Segmentation fault in libsomething" in crash.value.log_tail
 
 
+@pytest.mark.fault("P03")
 def test_a_crash_after_completed_is_no_success(tmp_path):
     with pytest.raises(EngineCrashed, match="after it said that it was done with exit code 9"):
         fit("crash_after", tmp_path)
 
 
+@pytest.mark.fault("P02")
 def test_an_output_that_is_not_there_is_no_success(tmp_path):
     with pytest.raises(EngineCrashed, match="m ü.geopeft is not there"):
         fit("missing", tmp_path)
 
 
+@pytest.mark.fault("P05", "P06", "P07", "P08", "P21")
 def test_noise_on_stdout_goes_to_the_log(tmp_path):
     events = []
     assert fit("noise", tmp_path, events.append)["figures"]
@@ -82,6 +86,7 @@ def test_noise_on_stdout_goes_to_the_log(tmp_path):
     assert b"[stdout] 100\n" in log and b"caf\xe9" in log and b"a warning that nobody reads" in log
 
 
+@pytest.mark.fault("W18")
 def test_the_log_stays_small(tmp_path, monkeypatch):
     monkeypatch.setattr(engine_process, "MAX_LOG_BYTES", 100_000)
     monkeypatch.setattr(engine_process, "MAX_LINE_BYTES", 10_000)
@@ -89,6 +94,7 @@ def test_the_log_stays_small(tmp_path, monkeypatch):
     assert (tmp_path / "run" / "engine.log").stat().st_size <= 100_000
 
 
+@pytest.mark.fault("P17")
 def test_an_engine_of_another_protocol_is_refused(tmp_path):
     with pytest.raises(EngineFailed, match="protocol 99") as failure:
         fit("protocol", tmp_path)
@@ -96,6 +102,7 @@ def test_an_engine_of_another_protocol_is_refused(tmp_path):
     assert not is_running((tmp_path / "run" / "pid").read_text())
 
 
+@pytest.mark.fault("P02")
 def test_an_engine_that_cannot_start_is_named(tmp_path):
     with pytest.raises(EngineFailed, match="/no/python cannot be started") as failure:
         run(["/no/python"], fit_job(tmp_path), tmp_path / "run", lambda event: None, lambda: False)
@@ -103,6 +110,7 @@ def test_an_engine_that_cannot_start_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(("mode", "limit_s"), [("polite", 2.0), ("orphan", 8.0), ("hang", 8.0)])
+@pytest.mark.fault("P09", "P12")
 def test_cancel_ends_the_engine_and_its_children(tmp_path, mode, limit_s):
     steps = []
     asked = []
@@ -152,6 +160,7 @@ def test_a_stop_of_an_earlier_run_does_not_stop_the_next(tmp_path):
     assert [event["event"] for event in events].count("progress") == 60
 
 
+@pytest.mark.fault("P26")
 def test_an_error_in_the_listener_leaves_no_engine_behind(tmp_path):
     def broken(event):
         raise ZeroDivisionError
@@ -162,6 +171,7 @@ def test_an_error_in_the_listener_leaves_no_engine_behind(tmp_path):
     assert not is_running((tmp_path / "run" / "pid").read_text())
 
 
+@pytest.mark.fault("P10")
 def test_a_cancel_of_an_earlier_run_does_not_stop_the_next(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "cancel").touch()
@@ -183,6 +193,8 @@ LEAKS = {
 }
 
 
+@pytest.mark.fault("E08", "E09", "E10")
+@pytest.mark.fault("E08", "E09", "E10")
 def test_the_environment_of_qgis_does_not_reach_the_engine(tmp_path, monkeypatch):
     for name, value in LEAKS.items():
         monkeypatch.setenv(name, value)

@@ -211,6 +211,7 @@ def test_a_job_that_says_nothing_is_ended(bench, monkeypatch):
     assert one.wait_for("a")[0]["class_raster"]
 
 
+@pytest.mark.fault("P18")
 def test_an_engine_that_never_gets_ready_is_ended(bench, monkeypatch):
     monkeypatch.setattr(engine_worker, "START_LIMIT_S", 0.6)
     one = bench("mute")
@@ -236,6 +237,7 @@ def test_an_engine_that_cannot_start_is_named(bench):
 
 
 @pytest.mark.parametrize("mode", ["ok", "hang", "orphan", "mute", "busy"])
+@pytest.mark.fault("P11", "P12")
 def test_close_ends_everything_within_five_seconds(bench, mode, monkeypatch):
     monkeypatch.setenv("GEOPEFT_FAKE_PAUSE_S", "0.2" if mode == "busy" else "0")
     one = bench("ok" if mode == "busy" else mode)

@@ -63,6 +63,7 @@ def file_layer(label_layer, tmp_path):
     layer.rollBack()
 
 
+@pytest.mark.fault("L27")
 def test_unsaved_edits_are_in_the_snapshot(file_layer, tmp_path):
     labels = write(file_layer, tmp_path)
     rows, crs, _ = read(labels)
@@ -77,6 +78,7 @@ def test_unsaved_edits_are_in_the_snapshot(file_layer, tmp_path):
     assert [c["value"] for c in labels.classes] == ["water", "built up", "snow"]
 
 
+@pytest.mark.fault("L27", "L29")
 def test_the_saved_file_and_the_edit_buffer_stay_as_they_are(file_layer, tmp_path):
     before = (file_layer.featureCount(), file_layer.undoStack().count(), (tmp_path / "original.gpkg").read_bytes())
     write(file_layer, tmp_path)
@@ -130,6 +132,7 @@ def test_integer_classes_are_sorted_by_number_without_a_legend(project, tmp_path
     assert all(c["color"] == "" for c in labels.classes)
 
 
+@pytest.mark.fault("L09")
 def test_curves_and_heights_become_plain_shapes(project, tmp_path):
     layer = QgsVectorLayer("CurvePolygonZ?crs=EPSG:32632&field=class:string", "round", "memory")
     feature = QgsFeature(layer.fields())
@@ -160,6 +163,7 @@ def test_a_field_that_is_not_there_is_told_with_those_that_are(label_layer, tmp_
         write(label_layer, tmp_path, "klass")
 
 
+@pytest.mark.fault("L25")
 def test_five_thousand_labels_take_seconds(project, tmp_path):
     layer = QgsVectorLayer("Polygon?crs=EPSG:32632&field=class:string", "many", "memory")
     layer.dataProvider().addFeatures([square(layer, f"c{i % 7}", 500000 + 60 * i) for i in range(5000)])
@@ -212,6 +216,7 @@ def test_every_kind_of_shape_becomes_a_plain_one(project, tmp_path, kind, wkt, w
 
 
 @pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:2154", "PROJ:+proj=laea +lat_0=10 +lon_0=20 +ellps=WGS84 +units=m"])
+@pytest.mark.fault("L35", "L13")
 def test_labels_keep_their_own_crs_and_places(project, tmp_path, crs):
     """The engine brings them to the raster: here nothing is moved."""
     layer = layer_of("Polygon", "Polygon ((1 2, 3 2, 3 5, 1 2))", crs=crs)
@@ -283,6 +288,7 @@ def test_what_processing_makes_of_a_layer_works(label_layer, tmp_path):
     assert labels.features == 5 and [c["value"] for c in labels.classes] == ["built up", "forest", "snow", "water"]
 
 
+@pytest.mark.fault("L14")
 def test_labels_without_a_crs_are_refused_with_the_remedy(project, tmp_path):
     layer = layer_of("Polygon", "Polygon ((0 0, 10 0, 10 10, 0 0))")
     layer.setCrs(QgsCoordinateReferenceSystem())

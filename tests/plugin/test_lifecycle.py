@@ -106,6 +106,8 @@ def steps():
 )
 
 
+@pytest.mark.fault("Q06")
+@pytest.mark.fault("Q06")
 def test_twenty_times_loaded_and_unloaded_leaves_nothing(window):
     one = window(RELOADS)
     assert one.wait() == 0, one.text[-3000:]
@@ -197,6 +199,7 @@ QUIT = """
 
 
 @pytest.mark.parametrize("mode", ["polite", "hang", "orphan"])
+@pytest.mark.fault("P11", "P12")
 def test_quitting_qgis_during_a_run_ends_the_engine(window, sample, tmp_path, mode):
     one = run_and(window, sample, QUIT, mode)
     assert len(one.fact("asked")) == 1
@@ -214,6 +217,7 @@ DISABLE = """
 
 
 @pytest.mark.parametrize("mode", ["polite", "hang"])
+@pytest.mark.fault("P13")
 def test_disabling_the_plugin_during_a_run_ends_the_engine(window, sample, tmp_path, mode):
     one = run_and(window, sample, DISABLE, mode)
     assert one.fact("after") == []
@@ -234,6 +238,7 @@ RELOAD = """
 """
 
 
+@pytest.mark.fault("P13")
 def test_reloading_the_plugin_during_a_run_gives_a_fresh_one(window, sample, tmp_path):
     one = run_and(window, sample, RELOAD, "polite")
     assert one.fact("after") == [] and one.fact("usable")
@@ -253,6 +258,7 @@ LEAVE_PROJECT = """
 """
 
 
+@pytest.mark.fault("P13")
 def test_leaving_the_project_during_a_run_loses_no_result(window, sample, tmp_path):
     """The run goes on: its files are where they were asked for. They are loaded, or not, but nothing breaks."""
     one = run_and(window, sample, LEAVE_PROJECT, "ok", GEOPEFT_FAKE_PAUSE_S="0.05")
@@ -373,6 +379,7 @@ WATCHED = """
 """
 
 
+@pytest.mark.fault("P07")
 def test_no_slot_takes_a_tenth_of_a_second_while_events_stream_in(window, sample):
     """A slot that is too slow is so each time; a machine that is busy with other things is not."""
     more = {"GEOPEFT_FAKE_STEPS": "1500", "GEOPEFT_FAKE_PAUSE_S": "0.002"}

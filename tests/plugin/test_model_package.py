@@ -77,6 +77,7 @@ def test_every_truncation_is_refused(package):
         refused(package)
 
 
+@pytest.mark.fault("S18")
 def test_any_damage_is_a_sentence_or_a_manifest_that_can_be_summed_up(package):
     whole = package.read_bytes()
     generator = random.Random(0)
@@ -106,6 +107,7 @@ def test_any_damage_is_a_sentence_or_a_manifest_that_can_be_summed_up(package):
         "x.py",
     ],
 )
+@pytest.mark.fault("M02", "M08")
 def test_other_files_in_a_package_are_refused(tmp_path, name):
     assert name[:8] in refused(write(tmp_path / "m.geopeft", members(**{name: b"x"})))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.geopeft"]
@@ -121,6 +123,7 @@ def test_missing_and_doubled_members_are_refused(tmp_path):
     assert "twice" in refused(path)
 
 
+@pytest.mark.fault("M04")
 def test_a_compressed_manifest_is_refused_so_that_no_bomb_is_unpacked(tmp_path):
     start = time.monotonic()
     path = write(tmp_path / "m.geopeft", members(b" " * (200 << 20)), zipfile.ZIP_DEFLATED)
@@ -135,6 +138,7 @@ def test_a_huge_manifest_is_refused(tmp_path):
     assert "larger than 4 MB" in refused(path)
 
 
+@pytest.mark.fault("M05")
 def test_a_size_that_lies_is_refused(package):
     body = package.read_bytes()
     entry = body.rindex(b"PK\x01\x02", 0, body.rindex(b"PK\x01\x02"))
@@ -145,6 +149,7 @@ def test_a_size_that_lies_is_refused(package):
         refused(package)
 
 
+@pytest.mark.fault("M07")
 def test_very_many_members_are_refused_at_once(tmp_path):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -235,6 +240,7 @@ def test_only_a_colour_is_taken_as_a_colour(tmp_path, color):
     assert "no colour" in refused(write(tmp_path / "m.geopeft", members(changed(classes=classes))))
 
 
+@pytest.mark.fault("S02")
 def test_texts_are_short_and_hide_nothing(tmp_path):
     name = "a\x00b\nc\u202ed\u200de" + "x" * 500
     found = summary(read_manifest(write(tmp_path / "m.geopeft", members(changed(name=name)))))

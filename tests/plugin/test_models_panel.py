@@ -91,6 +91,7 @@ def test_a_damaged_file_is_shown_with_its_sentence_and_cannot_be_applied(panel):
     assert [Path(path).name for path in asked] == ["old.geopeft"]
 
 
+@pytest.mark.fault("S02")
 def test_nothing_in_a_file_is_taken_as_html(models, make_panel):
     evil = '<img src="file:///etc/passwd"><b>x</b>'
     manifest = changed(name=evil, radiometry=evil, dtype=evil)

@@ -99,6 +99,7 @@ def test_qgis_process_needs_no_window(qgis_app):
     assert provider_ids() == before
 
 
+@pytest.mark.fault("E15")
 def test_an_own_engine_that_is_gone_is_named(qgis_app, tmp_path):
     from geopeft_qgis import settings
 

@@ -136,6 +136,7 @@ def test_an_area_and_a_temporary_folder(provider, fake_engine, model, raster_lay
     assert Path(QgsProcessingUtils.tempFolder()) in Path(result["OUTPUT"]).parents
 
 
+@pytest.mark.fault("T05")
 def test_a_cancel_ends_the_run_and_keeps_the_finished_maps(provider, fake_engine, model, scenes, tmp_path, monkeypatch):
     monkeypatch.setenv("GEOPEFT_FAKE_PAUSE_S", "0.1")
     feedback = Feedback()

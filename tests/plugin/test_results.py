@@ -24,6 +24,7 @@ def outputs(raster_file, tmp_path):
     return fake.predict({**JOB, "rasters": [str(raster_file)], "out": str(tmp_path / "map.tif")})
 
 
+@pytest.mark.fault("W15")
 def test_a_result_is_a_group_on_top_in_class_colours(outputs, raster_layer, project):
     from geopeft_qgis.results import load_result
 

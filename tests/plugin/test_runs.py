@@ -108,6 +108,7 @@ def test_a_cancel_ends_the_training_without_a_map(train, tmp_path):
     assert not (job_folder() / "stop").exists()
 
 
+@pytest.mark.fault("L32")
 def test_what_happens_to_the_labels_meanwhile_does_no_harm(train, label_layer):
     run, heard = train(pause_s=0.05)
     wait_until(lambda: heard.metrics)
@@ -122,6 +123,7 @@ def test_what_happens_to_the_labels_meanwhile_does_no_harm(train, label_layer):
 
 
 @pytest.mark.parametrize("which", ["raster", "labels", "project"])
+@pytest.mark.fault("L32", "P13")
 def test_layers_that_leave_the_project_meanwhile_do_no_harm(train, project, raster_layer, label_layer, which):
     run, heard = train(pause_s=0.02)
     wait_until(lambda: heard.metrics)

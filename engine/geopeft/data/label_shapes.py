@@ -23,12 +23,14 @@ class LabelShape:
         raster_index: position in the list of rasters.
         geometry: polygon in the raster's CRS (lines and points with their width; of a label raster, the box).
         bounds_px: (row0, col0, row1, col1) inside the raster, row1 and col1 excluded.
+        fid: the feature's number in its layer; -1 where there is none.
     """
 
     class_index: int
     raster_index: int
     geometry: BaseGeometry
     bounds_px: tuple[int, int, int, int]
+    fid: int = -1
 
 
 @dataclass(frozen=True, eq=False)

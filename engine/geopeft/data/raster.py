@@ -31,7 +31,7 @@ from rasterio.windows import Window
 from geopeft.data.bands import Band as Band
 from geopeft.data.bands import BandFacts, is_not_spectral, name_bands
 from geopeft.data.raster_sources import HTTP_OPTIONS, archive_of, check_source, check_vrt, identity, is_plain, is_remote
-from geopeft.errors import RasterError
+from geopeft.errors import GeopeftError, RasterError, is_out_of_memory, out_of_memory
 
 MAX_PIXELS = 10**12
 HUGE = 1e38  # the customary nodata of 32-bit floats, in whatever rounding it was written
@@ -378,7 +378,9 @@ def _cannot_open(path: str, error: BaseException) -> RasterError:
     return RasterError(f"{path} {what}.", "Choose a raster file that opens in QGIS.", "RASTER_OPEN")
 
 
-def _cannot_read(info: RasterInfo, window: Window, error: BaseException) -> RasterError:
+def _cannot_read(info: RasterInfo, window: Window, error: BaseException) -> GeopeftError:
+    if is_out_of_memory(error):
+        return out_of_memory("raster")
     if is_remote(info.path):
         return RasterError(
             f"{info.path} cannot be read on at row {int(window.row_off)}, column {int(window.col_off)}: its server "

@@ -53,13 +53,14 @@ def read_vector_labels(
     known = [_some_of(shapes, classes[numbers] >= 0) for shapes, numbers in zip(placed, members, strict=True)]
     blanks = [_some_of(shapes, classes[numbers] < 0) for shapes, numbers in zip(placed, members, strict=True)]
     numbers = [classes[part][classes[part] >= 0] for part in members]
+    fids = [features.fids[part][classes[part] >= 0] for part in members]
     if not sum(map(len, numbers)):
         raise LabelError(
             f"No feature of {source.path} on the raster has a usable class in '{name}'.",
             "Fill the class field, or choose another one.",
             "LABELS_EMPTY",
         )
-    return _VectorPainter(known, numbers, blanks), _shapes(rasters, known, numbers)
+    return _VectorPainter(known, numbers, blanks), _shapes(rasters, known, numbers, fids)
 
 
 def _choose_field(source: LabelSource, wanted: str) -> str:
@@ -144,13 +145,17 @@ def _some_of(shapes: PixelShapes, keep: NDArray[np.bool_]) -> PixelShapes:
 
 
 def _shapes(
-    rasters: Sequence[RasterInfo], placed: Sequence[PixelShapes], numbers: Sequence[NDArray[np.int64]]
+    rasters: Sequence[RasterInfo],
+    placed: Sequence[PixelShapes],
+    numbers: Sequence[NDArray[np.int64]],
+    fids: Sequence[NDArray[np.int64]],
 ) -> tuple[LabelShape, ...]:
     out: list[LabelShape] = []
-    for index, (info, shapes, classes) in enumerate(zip(rasters, placed, numbers, strict=True)):
+    for index, (info, shapes, classes, own) in enumerate(zip(rasters, placed, numbers, fids, strict=True)):
         on_ground = move_shapes(info.geobox.affine, shapes.geometries)
-        for geometry, bounds, number in zip(on_ground, shapes.bounds.tolist(), classes.tolist(), strict=True):
-            out.append(LabelShape(number, index, geometry, tuple(bounds)))
+        rows = zip(on_ground, shapes.bounds.tolist(), classes.tolist(), own.tolist(), strict=True)
+        for geometry, bounds, number, fid in rows:
+            out.append(LabelShape(number, index, geometry, tuple(bounds), fid))
     return tuple(out)
 
 

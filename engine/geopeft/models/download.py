@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import http.client
 import os
 import ssl
+import sys
+import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,6 +25,10 @@ HUB = "https://huggingface.co"
 OFFLINE = "GEOPEFT_OFFLINE"  # set to anything: no download is tried
 TIMEOUT_S = 15.0
 ATTEMPTS = 4
+# The hub gives large files away from servers of its own under these names.
+TRUSTED = ("huggingface.co", "hf.co")
+# Nothing that a card names is larger; an answer without an end would fill the disk.
+MAX_BYTES = 16 << 30
 CHUNK_BYTES = 1 << 18
 BROKEN_CONNECTION = (
     http.client.HTTPException,
@@ -48,16 +56,69 @@ def download(source: WeightsSource, target: Path, reporter: Reporter, hub: str =
     reporter.message(f"Downloading {source.path} of {source.repo}, revision {source.revision[:12] or 'main'}.")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _receive_all(url, part, source, reporter)
-        _keep(part, target, source)
+        with _alone(part, reporter):
+            if target.is_file() and file_digest(target) == source.sha256:
+                return  # another process fetched it while this one waited
+            continued = part.exists()
+            _receive_all(url, part, source, reporter)
+            if file_digest(part) != source.sha256 and continued:
+                # What an earlier run left may have been another file's beginning.
+                part.unlink()
+                _receive_all(url, part, source, reporter)
+            _keep(part, target, source)
     except OSError as error:
         reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
         raise OutputError(f"The weights cannot be written to {target.parent}: {reason}.", "Free space.") from error
 
 
+@contextlib.contextmanager
+def _alone(part: Path, reporter: Reporter) -> Iterator[None]:
+    """Two processes do not write the same file; the system drops the lock of one that dies."""
+    lock = part.with_name(part.name + ".lock")
+    while True:
+        with lock.open("a+b") as file:
+            while not take_lock(file.fileno()):
+                reporter.check_canceled()
+                time.sleep(0.2)
+            # Whoever had it before may have taken the file away.
+            if lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                try:
+                    yield
+                finally:
+                    with contextlib.suppress(OSError):
+                        lock.unlink()
+                return
+
+
+def take_lock(descriptor: int) -> bool:
+    """Whether this process now holds the lock on an open file; True too where the file system knows no locks."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK)
+    return True
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file, lower-case hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def _receive_all(url: str, part: Path, source: WeightsSource, reporter: Reporter) -> None:
-    """Receives until the file is complete; a broken connection is taken up where it broke."""
-    for attempt in range(ATTEMPTS):
+    """Receives until the file is complete; a broken connection is taken up where it broke, while it still brings
+    something."""
+    idle = 0
+    while idle < ATTEMPTS:
+        before = part.stat().st_size if part.exists() else 0
+        broken: Exception | None = None
         try:
             if _receive(url, part, source, reporter):
                 return
@@ -66,8 +127,10 @@ def _receive_all(url: str, part: Path, source: WeightsSource, reporter: Reporter
                 raise _unreachable(source, f"the hub answers {error.code} {error.reason}") from error
             if isinstance(error, urllib.error.URLError):  # no connection at all: another try would only take longer
                 raise _unreachable(source, str(error.reason)) from error
-            if attempt == ATTEMPTS - 1:
-                raise _unreachable(source, str(getattr(error, "reason", error))) from error
+            broken = error
+        idle = 0 if part.exists() and part.stat().st_size > before else idle + 1
+        if idle == ATTEMPTS and broken is not None:
+            raise _unreachable(source, str(getattr(broken, "reason", broken))) from broken
     raise _unreachable(source, "the connection breaks again and again")
 
 
@@ -95,6 +158,8 @@ def _receive(url: str, part: Path, source: WeightsSource, reporter: Reporter) ->
             while block := answer.read(CHUNK_BYTES):
                 stream.write(block)
                 have += len(block)
+                if have > MAX_BYTES:
+                    raise _unreachable(source, "the answer has no end")
                 reporter.progress("download", have, max(total, have))
             stream.flush()
             os.fsync(stream.fileno())
@@ -102,8 +167,7 @@ def _receive(url: str, part: Path, source: WeightsSource, reporter: Reporter) ->
 
 
 def _keep(part: Path, target: Path, source: WeightsSource) -> None:
-    with part.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = file_digest(part)
     if digest != source.sha256:
         part.unlink()
         raise WeightsError(
@@ -115,24 +179,42 @@ def _keep(part: Path, target: Path, source: WeightsSource) -> None:
     os.replace(part, target)
 
 
-def _opener(url: str) -> urllib.request.OpenerDirector:
+def trust() -> ssl.SSLContext:
+    """Certificates of the system and of certifi; a server that none of them vouches for is not talked to."""
     context = ssl.create_default_context()
-    try:
+    with contextlib.suppress(ImportError):
         import certifi
 
         context.load_verify_locations(certifi.where())
-    except ImportError:
-        pass
+    return context
+
+
+def _opener(url: str) -> urllib.request.OpenerDirector:
     _require_safe(url)
-    return urllib.request.build_opener(urllib.request.HTTPSHandler(context=context), _SafeRedirects())
+    return urllib.request.build_opener(urllib.request.HTTPSHandler(context=trust()), _SafeRedirects(url))
 
 
 class _SafeRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, but never from HTTPS to something else."""
+    """Follows redirects, but only over HTTPS, and only to servers of the same owner."""
+
+    def __init__(self, url: str) -> None:
+        host = urlsplit(url).hostname or ""
+        self._hosts = TRUSTED if _belongs(host, TRUSTED) else (host,)
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         _require_safe(newurl)
+        host = urlsplit(newurl).hostname or ""
+        if not _belongs(host, self._hosts):
+            raise WeightsError(
+                f"The hub sends us on to {host}, which is none of its servers.",
+                "Try again on another network, or put the file into your weights folder by hand.",
+                "WEIGHTS_MISSING",
+            )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _belongs(host: str, names: Sequence[str]) -> bool:
+    return any(host == name or host.endswith(f".{name}") for name in names)
 
 
 def _require_safe(url: str) -> None:

@@ -4,7 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+# The side of a chip as the backbone may see it.
+MOST_RESAMPLED_PX = 8192
+# What still leaves room for arithmetic in single precision.
+LARGEST = 1e20
+Constant = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
+
+
+def _odd(window_px: int) -> int:
+    if window_px % 2 == 0:
+        raise ValueError("a window has a pixel in its middle")
+    return window_px
+
+
+OddWindow = Annotated[int, Field(ge=1, le=63), AfterValidator(_odd)]
 
 
 class InputBand(BaseModel):
@@ -19,14 +34,21 @@ class InputBand(BaseModel):
 
     name: str
     common: str = Field(default="", description="role such as red, nir, swir16 (STAC common names); empty: none")
-    wavelength_um: float | None = None
+    wavelength_um: float | None = Field(default=None, gt=0, le=1e7)
     scale: float = 1.0
-    offset: float = 0.0
-    mean: float = 0.0
-    std: float = Field(default=1.0, gt=0)
+    offset: Constant = 0.0
+    mean: Constant = 0.0
+    std: float = Field(default=1.0, ge=1e-20, le=LARGEST)
     backbone_band: str = Field(default="", description="the backbone's own band this one feeds; empty: only the skip")
-    backbone_scale: float = 1.0
-    backbone_offset: float = 0.0
+    backbone_scale: Constant = 1.0
+    backbone_offset: Constant = 0.0
+
+    @field_validator("scale")
+    @classmethod
+    def _can_be_undone(cls, scale: float) -> float:
+        if not 1e-20 <= abs(scale) <= LARGEST:
+            raise ValueError("a scale must not be zero, nor beyond what single precision holds")
+        return scale
 
 
 class ModelSpec(BaseModel):
@@ -37,13 +59,19 @@ class ModelSpec(BaseModel):
     backbone: str
     adapter: str
     decoder: str
-    bands: tuple[InputBand, ...] = Field(min_length=1)
+    bands: tuple[InputBand, ...] = Field(min_length=1, max_length=1024)
     num_classes: int = Field(ge=2, le=254)
-    gsd_m: float = Field(gt=0, description="pixel size of the chips")
-    resample: float = Field(default=1.0, gt=0, description="the backbone sees chips resized by this factor")
+    gsd_m: float = Field(gt=0, lt=1e7, description="pixel size of the chips")
+    resample: float = Field(default=1.0, ge=0.01, description="the backbone sees chips resized by this factor")
     probe: bool = Field(default=False, description="logits start from a linear probe of the backbone's features")
     rank: int = Field(default=16, ge=1, le=256)
     chip_size_px: int = Field(ge=8, le=4096, description="side of the chips the model was fitted on")
+
+    @model_validator(mode="after")
+    def _fits_into_memory(self) -> ModelSpec:
+        if self.chip_size_px * self.resample > MOST_RESAMPLED_PX:
+            raise ValueError(f"chips are resampled to more than {MOST_RESAMPLED_PX} px")
+        return self
 
 
 class TextureSpec(BaseModel):
@@ -51,6 +79,6 @@ class TextureSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    windows_px: tuple[Annotated[int, Field(ge=1, le=63)], ...] = Field(max_length=8)
+    windows_px: tuple[OddWindow, ...] = Field(max_length=8)
     ratios: tuple[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]], ...] = Field(max_length=32)
     components: int = Field(ge=1, le=64)

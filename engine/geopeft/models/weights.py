@@ -73,7 +73,9 @@ def fetch(card: BackboneCard, weights_dir: str = "", reporter: Reporter | None =
         return found
     source = card.weights
     wrong = next(_candidates(card, weights_dir), None)
-    if wrong is not None:
+    target = cache_folder() / card.name / source.file
+    downloadable = bool(source.repo and source.revision and source.sha256 and not source.adapted)
+    if wrong is not None and not (wrong.path == target and downloadable):
         raise WeightsError(
             f"{wrong.path} is not the published file of {card.name}: its sha256 is {file_sha256(wrong.path)}, "
             f"expected {source.sha256}.",
@@ -82,11 +84,12 @@ def fetch(card: BackboneCard, weights_dir: str = "", reporter: Reporter | None =
         )
     if source.adapted:
         raise _missing_adapted(card)
-    if not (source.repo and source.revision and source.sha256):
+    if not downloadable:
         raise _missing(card, "no checksum is known for a download" if source.repo else "they are not downloadable")
     from geopeft.models.download import download
 
-    target = cache_folder() / card.name / source.file
+    if wrong is not None and reporter is not None:
+        reporter.message(f"{target} has changed since it was downloaded; it is fetched again.")
     download(source, target, reporter or Reporter())
     return Found(target, f"the hub ({source.repo})")
 

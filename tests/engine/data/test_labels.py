@@ -160,6 +160,7 @@ def test_a_shape_without_a_pixel_centre_gets_one_pixel(info: RasterInfo, make_la
     assert (burned(labels) == expected(((10, 20, 11, 21), 0), ((0, 0, 5, 5), 1))).all()
 
 
+@pytest.mark.fault("L24")
 def test_points_become_discs_and_lines_bands_of_the_width(info: RasterInfo, make_labels: MakeLabels) -> None:
     shapes = [Point(at(20.5, 20.5)), LineString([at(40.5, 10), at(40.5, 30)])]
     labels, _ = labels_of(make_labels(shapes, ["p", "l"]), info, line_width_px=3)
@@ -179,6 +180,7 @@ def test_lines_and_points_are_never_thinner_than_a_pixel(
     assert (got == 0).any(axis=1)[5:50].all()
 
 
+@pytest.mark.fault("L12", "T11")
 def test_two_classes_on_one_pixel_are_ignored_and_counted_in_any_order(
     info: RasterInfo, make_labels: MakeLabels
 ) -> None:
@@ -195,6 +197,7 @@ def test_two_classes_on_one_pixel_are_ignored_and_counted_in_any_order(
     assert maps[0][12, 5] == 0 and maps[0][17, 17] == IGNORE and maps[0][5, 5] == 0 and maps[0][28, 28] == 1
 
 
+@pytest.mark.fault("L04", "L05", "L06")
 def test_the_union_of_overlapping_parts_is_kept(info: RasterInfo, make_labels: MakeLabels) -> None:
     parts = MultiPolygon([rect(0, 0, 20, 20), rect(10, 0, 30, 20)])
     bow_tie = Polygon([at(40, 0), at(60, 40), at(60, 0), at(40, 40)])
@@ -204,6 +207,7 @@ def test_the_union_of_overlapping_parts_is_kept(info: RasterInfo, make_labels: M
     assert any("Repaired" in text and "2 features (fid 1, 2)" in text for text in messages)
 
 
+@pytest.mark.fault("L07", "L11")
 def test_geometries_that_cannot_teach_are_named_and_left_out(info: RasterInfo, make_labels: MakeLabels) -> None:
     wkts = [
         "POLYGON EMPTY", None, f"POLYGON(({LEFT} {TOP}, {LEFT} {TOP}, {LEFT} {TOP}, {LEFT} {TOP}))",
@@ -218,6 +222,7 @@ def test_geometries_that_cannot_teach_are_named_and_left_out(info: RasterInfo, m
     assert "3 features (fid 3, 4, 5)" in text and "2 features (fid 1, 2)" in text
 
 
+@pytest.mark.fault("L07")
 def test_holes_z_and_collections_are_understood(info: RasterInfo, make_labels: MakeLabels) -> None:
     ring = rect(5, 5, 25, 25).difference(rect(10, 10, 20, 20))
     with_z = shapely.force_3d(ring, 7)
@@ -226,6 +231,7 @@ def test_holes_z_and_collections_are_understood(info: RasterInfo, make_labels: M
     assert labels.pixel_counts() == [300, 100 + 9] or labels.pixel_counts() == [300, 100 + 5]
 
 
+@pytest.mark.fault("L09")
 def test_curves_are_followed(info: RasterInfo, tmp_path: Path) -> None:
     x, y = at(30, 30)
     circle = f"CURVEPOLYGON(CIRCULARSTRING({x - 150} {y}, {x} {y + 150}, {x + 150} {y}, {x} {y - 150}, {x - 150} {y}))"
@@ -241,6 +247,7 @@ def test_curves_are_followed(info: RasterInfo, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:3035", "EPSG:3857"])
+@pytest.mark.fault("L13")
 def test_another_crs_gives_the_same_labels(info: RasterInfo, make_labels: MakeLabels, crs: str) -> None:
     polygons = [Point(at(30, 20)).buffer(150), rect(3, 3, 57, 9)]
     same, _ = labels_of(make_labels(polygons, ["a", "b"]), info)
@@ -250,6 +257,7 @@ def test_another_crs_gives_the_same_labels(info: RasterInfo, make_labels: MakeLa
     assert (burned(same) != burned(other)).mean() < 0.001
 
 
+@pytest.mark.fault("L13")
 def test_long_edges_bend_as_the_crs_asks(make_raster: MakeRaster, make_labels: MakeLabels) -> None:
     info = describe(str(make_raster(np.ones((1, 100, 100), np.uint8), "wide.tif",
                                     transform=Affine(5000, 0, 250_000, 0, -5000, 6_100_000))))  # fmt: skip
@@ -272,6 +280,7 @@ def test_a_shape_of_the_whole_world_is_cut_to_the_raster(info: RasterInfo, make_
     assert counts["world"] > 2000 and counts["here"] > 300
 
 
+@pytest.mark.fault("L19")
 def test_values_are_never_burned_as_numbers(info: RasterInfo, make_labels: MakeLabels) -> None:
     values = [-1, 300, 70_000, 2**40]
     shapes = [rect(10 * i, 0, 10 * i + 5, 5) for i in range(4)]
@@ -280,12 +289,14 @@ def test_values_are_never_burned_as_numbers(info: RasterInfo, make_labels: MakeL
     assert labels.pixel_counts() == [25] * 4
 
 
+@pytest.mark.fault("L18")
 def test_numbers_sort_as_numbers_and_names_as_words(info: RasterInfo, make_labels: MakeLabels) -> None:
     shapes = [rect(10 * i, 0, 10 * i + 5, 5) for i in range(5)]
     labels, _ = labels_of(make_labels(shapes, ["10", "9", "b", "a", "-2"]), info)
     assert [c.name for c in labels.classes] == ["-2", "9", "10", "a", "b"]
 
 
+@pytest.mark.fault("L17", "L19")
 def test_fractions_and_nulls_are_left_out_and_counted(info: RasterInfo, make_labels: MakeLabels) -> None:
     shapes = [rect(10 * i, 0, 10 * i + 5, 5) for i in range(5)]
     labels, messages = labels_of(make_labels(shapes, np.array([1.0, 2.0, 1.5, np.nan, np.nan])), info, field="class")
@@ -343,6 +354,7 @@ def test_the_class_field_is_found_where_only_one_is_possible(info: RasterInfo, m
     assert labels_of(path, info, field="cover")[0].classes[0].name == "x"
 
 
+@pytest.mark.fault("L31")
 def test_a_field_that_is_not_there_is_refused_with_those_that_are(info: RasterInfo, make_labels: MakeLabels) -> None:
     error = code_of(make_labels(*TWO, columns={"height": [1.0, 2.0]}), info, field="klass")
     assert error.code == "LABELS_FIELD" and "klass" in error.message and "class" in error.hint
@@ -421,6 +433,7 @@ def bad_labels() -> list[pytest.ParameterSet]:
 
 @pytest.mark.parametrize(("make", "code", "texts", "options"), bad_labels())
 @pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.fault("L01", "L02", "L14", "L15", "L21", "L31")
 def test_labels_that_cannot_teach_are_refused(
     info: RasterInfo,
     tmp_path: Path,
@@ -435,6 +448,7 @@ def test_labels_that_cannot_teach_are_refused(
     assert all(text in error.message for text in texts), error.message
 
 
+@pytest.mark.fault("L03")
 def test_features_outside_are_counted(info: RasterInfo, make_labels: MakeLabels) -> None:
     far = shapely.affinity.translate(TWO[0][0], 0, 100_000)
     labels, messages = labels_of(make_labels([*TWO[0], far, far], [*TWO[1], "water", "sea"]), info)
@@ -442,6 +456,7 @@ def test_features_outside_are_counted(info: RasterInfo, make_labels: MakeLabels)
     assert any("2 features" in text and "outside" in text for text in messages)
 
 
+@pytest.mark.fault("L03")
 def test_a_shape_partly_outside_is_clipped(info: RasterInfo, make_labels: MakeLabels) -> None:
     labels, _ = labels_of(make_labels([rect(-5, -5, 5, 5), rect(58, 58, 99, 99)], ["a", "b"]), info)
     assert labels.pixel_counts() == [25, 4]
@@ -538,6 +553,7 @@ def test_labels_travel_to_other_processes(info: RasterInfo, make_labels: MakeLab
     assert (burned(there) == burned(labels)).all() and there.pixel_counts() == labels.pixel_counts()
 
 
+@pytest.mark.fault("L29")
 def test_the_users_layer_is_not_touched(info: RasterInfo, make_labels: MakeLabels, tmp_path: Path) -> None:
     path = make_labels(*TWO)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
@@ -545,6 +561,7 @@ def test_the_users_layer_is_not_touched(info: RasterInfo, make_labels: MakeLabel
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
+@pytest.mark.fault("L26")
 def test_many_vertices_take_no_time_per_window(make_raster: MakeRaster, make_labels: MakeLabels) -> None:
     info = describe(
         str(make_raster(np.ones((1, 2000, 2000), np.uint8), "big.tif", transform=Affine(1, 0, 0, 0, -1, 2000)))

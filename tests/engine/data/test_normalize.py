@@ -106,6 +106,7 @@ def test_what_the_user_says_ends_all_guessing(
     assert constants(radiometry) == expected
 
 
+@pytest.mark.fault("R27")
 def test_scaled_and_unscaled_twins_mean_the_same(make_raster: MakeRaster) -> None:
     scene = reflectances()
     integers = assumed(

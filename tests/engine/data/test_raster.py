@@ -68,6 +68,7 @@ def test_a_window_beyond_the_edge_is_invalid_there(make_raster: MakeRaster) -> N
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(missing=hnp.arrays(bool, st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9))),
        kind=st.sampled_from(["value", "nan", "inf", "huge"]))  # fmt: skip
+@pytest.mark.fault("R06", "R07")
 def test_a_pixel_is_valid_where_every_band_is(make_raster: MakeRaster, missing: np.ndarray, kind: str) -> None:
     values = ramp(*missing.shape)
     values[missing] = {"value": -99999, "nan": np.nan, "inf": -np.inf, "huge": 1e38}[kind]
@@ -130,6 +131,7 @@ def test_near_infrared_that_gdal_takes_for_alpha_is_a_band(make_raster: MakeRast
     assert valid.all() and (got == values).all()
 
 
+@pytest.mark.fault("R30")
 def test_overviews_are_not_read_for_pixels(make_raster: MakeRaster) -> None:
     path = make_raster(ramp(1, 256, 256))
     with rasterio.open(path, "r+") as raster:
@@ -139,6 +141,7 @@ def test_overviews_are_not_read_for_pixels(make_raster: MakeRaster) -> None:
     assert (read(path)[0] == ramp(1, 256, 256)).all()
 
 
+@pytest.mark.fault("R14")
 def test_a_rotated_grid_keeps_its_transform(make_raster: MakeRaster) -> None:
     rotated = Affine(10, 2, 300_000, 2, -10, 5_800_000)
     assert describe(str(make_raster(ramp(), transform=rotated))).geobox.affine == rotated
@@ -214,6 +217,7 @@ def bad_inputs() -> list[pytest.ParameterSet]:
 
 @pytest.mark.parametrize(("make", "code", "text"), bad_inputs())
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+@pytest.mark.fault("R01", "R02", "R21", "R22", "R23", "R29")
 def test_a_raster_that_cannot_be_used_is_refused(
     tmp_path: Path, make_raster: MakeRaster, make: Make, code: str, text: str
 ) -> None:
@@ -224,6 +228,7 @@ def test_a_raster_that_cannot_be_used_is_refused(
     assert caught.value.hint and "Traceback" not in caught.value.message
 
 
+@pytest.mark.fault("R35")
 def test_a_path_that_is_no_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RasterError) as caught:
         describe(os.fsdecode(os.fsencode(tmp_path) + b"/bad\xe9.tif"))
@@ -233,6 +238,7 @@ def test_a_path_that_is_no_text_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("part", [0.3, 0.6, 0.9, 0.999])
 @pytest.mark.parametrize("compress", ["none", "deflate", "lzw"])
+@pytest.mark.fault("R03")
 def test_a_truncated_file_is_noticed_at_once(make_raster: MakeRaster, part: float, compress: str) -> None:
     noise = np.random.default_rng(1).integers(0, 255, (2, 300, 300), dtype=np.uint8)
     path = make_raster(noise, compress=compress, tiled=True, blockxsize=64, blockysize=64)
@@ -244,6 +250,7 @@ def test_a_truncated_file_is_noticed_at_once(make_raster: MakeRaster, part: floa
     assert caught.value.code != "RASTER_READ" or "row" in caught.value.message
 
 
+@pytest.mark.fault("R03", "R04")
 def test_damage_between_the_probed_blocks_is_an_error_when_read(make_raster: MakeRaster) -> None:
     noise = np.random.default_rng(1).integers(0, 255, (1, 640, 640), dtype=np.uint8)
     path = make_raster(noise, compress="deflate", tiled=True, blockxsize=16, blockysize=16)
@@ -275,6 +282,7 @@ def test_python_in_a_vrt_never_runs(make_raster: MakeRaster, tmp_path: Path, mon
     assert not canary.exists()
 
 
+@pytest.mark.fault("R39", "R31")
 def test_a_crs_in_a_sidecar_file_is_found_and_the_sidecar_kept(tmp_path: Path) -> None:
     values = ramp(3, dtype="uint8")
     path = tmp_path / "photo.png"
@@ -291,6 +299,7 @@ def test_a_crs_in_a_sidecar_file_is_found_and_the_sidecar_kept(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("change", ["touch", "overwrite", "replace", "remove"])
+@pytest.mark.fault("R36", "R37")
 def test_a_raster_that_changes_is_noticed(make_raster: MakeRaster, tmp_path: Path, change: str) -> None:
     path = make_raster(ramp())
     info = describe(str(path))
@@ -354,6 +363,7 @@ def test_statistics_read_a_small_part_of_a_large_raster(tmp_path: Path) -> None:
     assert stats.mean[0] == 9 and 0 < stats.valid_fraction[0] < 0.2
 
 
+@pytest.mark.fault("R05")
 def test_a_raster_of_nodata_is_empty(make_raster: MakeRaster) -> None:
     info = describe(str(make_raster(np.zeros((2, 50, 50), np.uint8), nodata=0)))
     with pytest.raises(RasterError) as caught:
@@ -361,6 +371,7 @@ def test_a_raster_of_nodata_is_empty(make_raster: MakeRaster) -> None:
     assert caught.value.code == "RASTER_EMPTY"
 
 
+@pytest.mark.fault("R27")
 def test_scale_and_offset_are_told_and_not_applied(make_raster: MakeRaster) -> None:
     path = make_raster(ramp(), scales=[0.5, 0.5], offsets=[-1, -1])
     info = describe(str(path))
@@ -369,6 +380,7 @@ def test_scale_and_offset_are_told_and_not_applied(make_raster: MakeRaster) -> N
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64"])
+@pytest.mark.fault("R11")
 def test_every_real_type_is_read(make_raster: MakeRaster, dtype: str) -> None:
     values = (np.arange(600).reshape(1, 20, 30) % 120).astype(dtype)
     got, valid = read(make_raster(values))

@@ -181,6 +181,7 @@ def test_a_server_that_is_not_there_is_said(server: Server) -> None:
         describe(url)
 
 
+@pytest.mark.fault("R31")
 def test_a_raster_in_an_archive_is_read_and_watched(make_raster: MakeRaster, tmp_path: Path) -> None:
     file = cog(make_raster)
     archive = tmp_path / "scenes.zip"
@@ -203,6 +204,7 @@ def test_a_raster_in_an_archive_on_a_web_server_is_read(
     assert (read(f"/vsizip//vsicurl/{server.url('scenes.zip')}/raster.tif") == scene()).all()
 
 
+@pytest.mark.fault("R31")
 def test_subdatasets_are_read_and_watched(make_raster: MakeRaster, tmp_path: Path) -> None:
     plain = cog(make_raster)
     with rasterio.open(plain) as source:
@@ -217,6 +219,7 @@ def test_subdatasets_are_read_and_watched(make_raster: MakeRaster, tmp_path: Pat
     assert info.files == (str(tmp_path / "r.gpkg"),)
 
 
+@pytest.mark.fault("R31")
 def test_a_netcdf_variable_is_read(make_raster: MakeRaster, tmp_path: Path) -> None:
     file = make_raster(scene(64)[:1].astype("float32"))
     rasterio.shutil.copy(file, tmp_path / "v.nc", driver="netCDF")
@@ -246,6 +249,7 @@ def test_a_netcdf_variable_is_read(make_raster: MakeRaster, tmp_path: Path) -> N
     ],
 )
 @pytest.mark.parametrize("inside_a_vrt", [False, True])
+@pytest.mark.fault("S12")
 def test_names_that_are_more_than_files_are_refused(name: str, inside_a_vrt: bool, tmp_path: Path) -> None:
     path = name
     if inside_a_vrt:
@@ -294,6 +298,7 @@ def test_a_broken_vrt_is_said(text: str, tmp_path: Path) -> None:
         describe(str(path))
 
 
+@pytest.mark.fault("E10")
 def test_python_in_a_vrt_is_named_and_never_run(make_raster: MakeRaster, tmp_path: Path) -> None:
     canary = tmp_path / "ran"
     code = f"<PixelFunctionCode><![CDATA[open(r'{canary}', 'w')\ndef f(*a, **k): pass]]></PixelFunctionCode>"
@@ -322,6 +327,7 @@ def test_python_in_a_vrt_is_named_and_never_run(make_raster: MakeRaster, tmp_pat
         ("/vsitar/{{here}/b.zip}/c.tif", False, False, "", "{here}/b.zip"),
     ],
 )
+@pytest.mark.fault("S12")
 def test_names_are_understood(path: str, plain: bool, remote: bool, url: str, archive: str, tmp_path: Path) -> None:
     (tmp_path / "b.zip").write_bytes(b"PK")
     path, archive = path.replace("{here}", str(tmp_path)), archive.replace("{here}", str(tmp_path))

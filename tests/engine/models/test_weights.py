@@ -82,6 +82,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         weights.file_sha256(tmp_path)
 
 
+@pytest.mark.fault("D11")
 def test_a_file_that_changes_is_hashed_again(tmp_path: Path) -> None:
     path = put(tmp_path / "f", b"one")
     first = weights.file_sha256(path)
@@ -89,6 +90,7 @@ def test_a_file_that_changes_is_hashed_again(tmp_path: Path) -> None:
     assert weights.file_sha256(path) != first
 
 
+@pytest.mark.fault("D10")
 def test_the_packaged_weights_are_found_and_are_the_published_ones() -> None:
     card = BACKBONES["tf_efficientnet_lite0"]
     found = weights.locate(card)
@@ -96,6 +98,7 @@ def test_the_packaged_weights_are_found_and_are_the_published_ones() -> None:
     assert len(weights.load_state(found.path, card)) == 296
 
 
+@pytest.mark.fault("S06", "M09")
 def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple[object, tuple[str]]:
@@ -125,3 +128,13 @@ def test_the_published_file_is_checked_when_it_is_read(tmp_path: Path) -> None:
     with pytest.raises(WeightsError) as error:
         weights.load_state(path, card_for(b"published"))
     assert error.value.code == "WEIGHTS_CHECKSUM"
+
+
+@pytest.mark.fault("D11")
+def test_a_file_of_the_cache_that_changed_is_fetched_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = card_for(b"published", repo="org/net", revision="abc", path="encoder.pt")
+    target = put(home / "weights" / "net" / "encoder.pt", b"publishet")
+    fetched: list[Path] = []
+    monkeypatch.setattr("geopeft.models.download.download", lambda source, path, reporter: fetched.append(path))
+    weights.fetch(card)
+    assert fetched == [target]

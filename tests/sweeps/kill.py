@@ -1,0 +1,57 @@
+"""SIGKILL at random moments of each job: what is at a final name is whole, and a training goes on to the same model."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.trials import Bench, Count, kill_after, moments, old_outputs, whole_outputs
+
+COUNT = int(sys.argv[1]) if len(sys.argv) > 1 else 200
+# A training goes on after each kill, and after so many of them it may end.
+KILLS_OF_A_TRAINING = 5
+
+
+def interrupted(bench: Bench, name: str, count: int, found: Count) -> None:
+    """Kills a job, and runs it once more: then nothing may be left of the first."""
+    for number, moment in enumerate(moments(count, bench.seconds[name], seed=len(name))):
+        old = old_outputs(bench, name, there=bool(number % 2))
+        ended = bench.run(bench.jobs[name], kill_after(moment))
+        found.add(f"{name}: {ended.words}", bench.faults(name, ended, old))
+        if number % 10 == 9:
+            again = bench.run(bench.jobs[name])
+            wrong = bench.faults(name, again, whole_outputs(bench.out))
+            found.add(f"{name} again: {again.words}", wrong)
+
+
+def resumed(bench: Bench, count: int, found: Count) -> None:
+    """Kills a training again and again; in the end it has made the package that it makes at once."""
+    bench.clear()
+    for number, moment in enumerate(moments(count, bench.seconds["fit"], seed=1)):
+        ended = bench.run(bench.jobs["fit"], kill_after(moment))
+        wrong = bench.faults("fit", ended, {})
+        found.add(f"fit: {ended.words}", wrong)
+        if number % KILLS_OF_A_TRAINING == KILLS_OF_A_TRAINING - 1:
+            ended = bench.run(bench.jobs["fit"])
+            went_on = any("Goes on from step" in event.get("text", "") for event in ended.events)
+            wrong = bench.faults("fit", ended, whole_outputs(bench.out))
+            found.add(f"fit {'went on' if went_on else 'anew'}, to the same bytes: {ended.words}", wrong)
+            bench.clear()
+
+
+def main() -> None:
+    found = Count()
+    with tempfile.TemporaryDirectory() as scratch:
+        bench = Bench(Path(scratch))
+        for name, count in (("save", COUNT), ("predict", COUNT), ("export", COUNT // 4)):
+            if count:
+                bench.learn(name)
+                interrupted(bench, name, count, found)
+        bench.learn("fit")
+        resumed(bench, max(COUNT // 2, KILLS_OF_A_TRAINING), found)
+    found.tell()
+
+
+if __name__ == "__main__":
+    main()
