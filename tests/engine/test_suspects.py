@@ -14,22 +14,38 @@ from geopeft.job import parse
 SAMPLE = Path(__file__).parents[2] / "resources" / "sample"
 
 
+def labels_of_the_sample() -> tuple[dict, np.ndarray, np.ndarray, np.ndarray]:
+    """(what pyogrio knows of the layer, feature numbers, geometries as WKB, classes)."""
+    meta, fids, shapes, fields = pyogrio.raw.read(
+        SAMPLE / "labels.gpkg", layer="train", columns=["class"], return_fids=True
+    )
+    return meta, fids, shapes, fields[0]
+
+
+def write(path: Path, meta: dict, shapes: np.ndarray, classes: np.ndarray) -> None:
+    pyogrio.raw.write(path, shapes, [classes], ["class"], geometry_type=meta["geometry_type"], crs=meta["crs"])
+
+
 def flipped(folder: Path, seed: int) -> tuple[Path, set[int]]:
-    """The sample's labels with a tenth of them given another class, and the numbers of these."""
-    table = pyogrio.read_dataframe(SAMPLE / "labels.gpkg", layer="train", fid_as_index=True)
+    """The sample's labels with a tenth of them given another class, and the numbers of these features."""
+    meta, _, shapes, classes = labels_of_the_sample()
     rng = np.random.default_rng(seed)
-    names = sorted(table["class"].unique())
-    wrong = rng.choice(table.index, round(len(table) / 10), replace=False)
+    names = np.unique(classes)
+    wrong = rng.choice(len(classes), round(len(classes) / 10), replace=False)
     for number in wrong:
-        table.loc[number, "class"] = rng.choice([name for name in names if name != table.loc[number, "class"]])
-    pyogrio.write_dataframe(table, folder / f"{seed}.gpkg", layer="train")
-    back = pyogrio.read_dataframe(folder / f"{seed}.gpkg", fid_as_index=True)
-    offset = int(back.index[0] - table.index[0])
-    return folder / f"{seed}.gpkg", {int(number) + offset for number in wrong}
+        classes[number] = rng.choice(names[names != classes[number]])
+    write(folder / f"{seed}.gpkg", meta, shapes, classes)
+    _, fids, _, _ = pyogrio.raw.read(folder / f"{seed}.gpkg", return_fids=True)
+    return folder / f"{seed}.gpkg", set(fids[wrong].tolist())
 
 
 def run(labels: str, out: Path) -> dict:
-    job = {"job": "suspects", "rasters": [str(SAMPLE / "itaipu_landsat8.tif")], "labels": labels, "class_field": "class"}
+    job = {
+        "job": "suspects",
+        "rasters": [str(SAMPLE / "itaipu_landsat8.tif")],
+        "labels": labels,
+        "class_field": "class",
+    }
     return suspects.run(parse({**job, "out": str(out), "json_file": f"{out}.json"}), Reporter())  # type: ignore[arg-type]
 
 
@@ -39,8 +55,8 @@ def test_labels_that_were_made_wrong_come_first(tmp_path: Path, seed: int) -> No
     outputs = run(str(labels), tmp_path / "s.gpkg")
     first = [place["fid_label"] for place in outputs["places"][: outputs["judged"] // 5]]
     assert len(wrong & set(first)) >= 0.6 * len(wrong)
-    layer = pyogrio.read_dataframe(tmp_path / "s.gpkg")
-    assert layer["rank"].tolist() == list(range(1, outputs["count"] + 1)) and layer.geometry.is_valid.all()
+    _, _, shapes, (ranks,) = pyogrio.raw.read(tmp_path / "s.gpkg", columns=["rank"])
+    assert ranks.tolist() == list(range(1, outputs["count"] + 1)) and all(shapes)
     assert json.loads((tmp_path / "s.gpkg.json").read_text())["places"] == outputs["places"]
 
 
@@ -51,8 +67,9 @@ def test_right_labels_are_hardly_suspected(tmp_path: Path) -> None:
 
 
 def test_classes_with_one_place_each_cannot_be_judged(tmp_path: Path) -> None:
-    table = pyogrio.read_dataframe(SAMPLE / "labels.gpkg", layer="train").groupby("class").head(1)
-    pyogrio.write_dataframe(table, tmp_path / "few.gpkg")
+    meta, _, shapes, classes = labels_of_the_sample()
+    _, first = np.unique(classes, return_index=True)
+    write(tmp_path / "few.gpkg", meta, shapes[first], classes[first])
     with pytest.raises(LabelError, match="every class has one labelled place") as caught:
         run(str(tmp_path / "few.gpkg"), tmp_path / "s.gpkg")
     assert caught.value.code == "LABELS_FEW" and not (tmp_path / "s.gpkg").exists()
