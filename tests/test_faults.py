@@ -48,7 +48,8 @@ def test_a_table_is_brought_up_to_date() -> None:
 
 def test_markers_are_found_in_decorators_and_parameters(tmp_path: Path) -> None:
     lines = ['@pytest.mark.fault("M01", "M02")', "def test_a(): ...", ""]
-    lines += ['@pytest.mark.parametrize("x", [pytest.param(1, marks=pytest.mark.fault("M03"))])', "def test_b(x): ..."]  # fmt: skip
+    case = 'pytest.param(1, marks=pytest.mark.fault("M03"))'
+    lines += [f'@pytest.mark.parametrize("x", [{case}])', "def test_b(x): ..."]
     (tmp_path / "test_x.py").write_text("\n".join(lines), encoding="utf-8")
     assert faults.marked(tmp_path) == {"M01": ["test_x::a"], "M02": ["test_x::a"], "M03": ["test_x::b"]}
 
