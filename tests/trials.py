@@ -224,7 +224,7 @@ def _package(path: Path, _: bytes) -> str:
     found = package.read(path)
     figures = {k: v for k, v in found.manifest.metrics.items() if k not in ("seconds", "peak_memory_mb")}
     # A training that went on, or could not be saved in between, says so; all else is what it would have been.
-    changes: dict[str, Any] = {"created": "", "metrics": figures, "name": "", "assumptions": ()}
+    changes: dict[str, Any] = {"created": "", "metrics": figures, "name": "", "assumptions": (), "warnings": ()}
     rest = found.manifest.model_copy(update=changes).model_dump(mode="json")
     rest["sha256"].pop(package.MANIFEST, None)
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()

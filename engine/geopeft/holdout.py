@@ -120,15 +120,7 @@ def more_folds(
         return []
     held = np.ones(len(sites), bool)
     held[first.taught] = False
-    if not job.folds and not _is_too_little(sites, first, held):
-        return []
-    count = job.folds - bool(first.chips) if job.folds else MORE_FOLDS
-    blocks = [first.blocks[place_of(site.raster_index, site.group)] for site in sites]
-    folds = [
-        _fold(prepared, reader, sites, positions, count, job.seed)
-        for positions in deal_blocks(sites, blocks, held.tolist(), count, job.seed)
-    ]
-    folds = [replace(fold, blocks=first.blocks, block_m=first.block_m) for fold in folds if fold.chips]
+    folds = _deal(job, prepared, reader, sites, first, held) if job.folds or _is_too_little(sites, first, held) else []
     if folds:
         reporter.message(
             f"Labels are few: after the training of the model, {len(folds)} more with other places held out tell how "
@@ -137,6 +129,18 @@ def more_folds(
     elif not first.chips:
         reporter.warn("There are too few labels to hold any out: no accuracy is given. Label more places.")
     return folds
+
+
+def _deal(
+    job: FitJob, prepared: Prepared, reader: ChipReader, sites: Sequence[Site], first: HeldOut, held: np.ndarray
+) -> list[HeldOut]:
+    count = job.folds - bool(first.chips) if job.folds else MORE_FOLDS
+    blocks = [first.blocks[place_of(site.raster_index, site.group)] for site in sites]
+    folds = [
+        _fold(prepared, reader, sites, positions, count, job.seed)
+        for positions in deal_blocks(sites, blocks, held.tolist(), count, job.seed)
+    ]
+    return [replace(fold, blocks=first.blocks, block_m=first.block_m) for fold in folds if fold.chips]
 
 
 def _is_too_little(sites: Sequence[Site], first: HeldOut, held: np.ndarray) -> bool:
