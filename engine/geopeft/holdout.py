@@ -19,6 +19,8 @@ from geopeft.starting import Start
 MAX_VALIDATION_CHIPS = 64
 # Beside the first one, in each of which about as much is held out as in that, and so as much teaches.
 MORE_FOLDS = round(1 / VALIDATION_SHARE) - 1
+# With more labelled places a training takes so long that three more are not worth what they would tell.
+FEW_PLACES = 40
 # Of fewer, Student's t makes an interval more than twice as wide as the blocks' spread alone would.
 FEWEST_BLOCKS = 4
 
@@ -120,7 +122,8 @@ def more_folds(
         return []
     held = np.ones(len(sites), bool)
     held[first.taught] = False
-    folds = _deal(job, prepared, reader, sites, first, held) if job.folds or _is_too_little(sites, first, held) else []
+    few = len(sites) <= FEW_PLACES and _is_too_little(sites, first, held)
+    folds = _deal(job, prepared, reader, sites, first, held) if job.folds or few else []
     if folds:
         reporter.message(
             f"Labels are few: after the training of the model, {len(folds)} more with other places held out tell how "

@@ -15,7 +15,7 @@ import pytest
 import rasterio
 import shapely
 import torch
-from geopeft import evaluate, export, fit, judging, package, predict
+from geopeft import evaluate, export, fit, holdout, judging, package, predict
 from geopeft.errors import Canceled, GeopeftError
 from geopeft.events import Reporter
 from geopeft.forest import Pixels, fit_classical
@@ -229,6 +229,15 @@ def test_held_out_places_do_not_teach_the_parts_that_are_scored_on_them(
     first, last = seen
     assert withheld[0] and not first & withheld[0], "scored by what it was not taught"
     assert last == first | withheld[0], "the model that is kept has seen all"
+
+
+def test_only_where_places_are_few_do_more_folds_judge_them(
+    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = [run(fit_job(scene, out=str(tmp_path / "few"), steps=2))["figures"]]
+    monkeypatch.setattr(holdout, "FEW_PLACES", 3)
+    figures.append(run(fit_job(scene, out=str(tmp_path / "many"), steps=2))["figures"])
+    assert figures[0]["folds"] > 1 == figures[1]["folds"]
 
 
 def test_labels_kept_apart_never_teach(scene: Path, tmp_path: Path) -> None:
