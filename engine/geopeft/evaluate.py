@@ -18,7 +18,7 @@ from geopeft.data.raster import RasterInfo, describe, still_same
 from geopeft.data.split import block_side_px
 from geopeft.errors import JobError, LabelError
 from geopeft.events import Reporter
-from geopeft.job import ClassStyle, EvaluateJob
+from geopeft.job import EvaluateJob
 from geopeft.report import page_path, write_beside
 from geopeft.runtime import Runtime, Strip, map_raster, peak_memory_mb
 from geopeft.writing import write_bytes
@@ -37,7 +37,6 @@ def run(job: EvaluateJob, reporter: Reporter) -> dict[str, Any]:
         job.labels,
         job.class_field,
         infos,
-        classes=_styles(runtime),
         background=job.background,
         area=job.area,
         line_width_px=job.line_width_px,
@@ -64,10 +63,6 @@ def run(job: EvaluateJob, reporter: Reporter) -> dict[str, Any]:
         outputs["json"] = job.json_file
     reporter.message(_sentence(result))
     return outputs | write_beside(job, Path(job.model), reporter, result)
-
-
-def _styles(runtime: Runtime) -> list[ClassStyle]:
-    return [ClassStyle(value=c.label, name=c.name, color=c.color) for c in runtime.manifest.classes]
 
 
 def _class_table(runtime: Runtime, labels: Labels, reporter: Reporter) -> np.ndarray:

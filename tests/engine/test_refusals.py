@@ -55,10 +55,14 @@ def test_what_a_model_cannot_be_scored_on_is_refused(
     labels = make_labels(places, ["glacier", "dune"])
     job = {"job": "evaluate", "model": str(model), "rasters": [str(raster)], "labels": str(labels), "device": "cpu"}
 
-    def score(**fields: str) -> Any:
-        return evaluate.run(parse({**job, **fields}), Reporter())  # type: ignore[arg-type]
+    def score(reporter: Reporter | None = None, **fields: str) -> Any:
+        return evaluate.run(parse({**job, **fields}), reporter or Reporter())  # type: ignore[arg-type]
 
     assert refused(score, tmp_path) == "LABELS_OTHER_CLASSES"
+    some = make_labels(places, ["glacier", "land"], "some.gpkg")
+    heard = Reporter()
+    score(heard, labels=str(some))
+    assert [text for text in heard.messages if "does not know these classes" in text and "glacier" in text]
     assert refused(lambda: score(part="classical"), tmp_path) == "PACKAGE_NO_CLASSICAL"
 
 

@@ -204,19 +204,35 @@ def test_a_raster_in_an_archive_on_a_web_server_is_read(
     assert (read(f"/vsizip//vsicurl/{server.url('scenes.zip')}/raster.tif") == scene()).all()
 
 
+def tables(make_raster: MakeRaster, path: Path, *names: str) -> None:
+    """A GeoPackage with a raster of that name each."""
+    with rasterio.open(cog(make_raster)) as source:
+        profile = {**source.profile, "driver": "GPKG", "count": 1, "dtype": "uint8"}
+    for key in ("tiled", "blockxsize", "blockysize", "interleave"):
+        profile.pop(key, None)
+    for name in names:
+        more = {"append_subdataset": "yes"} if path.exists() else {}
+        with rasterio.open(path, "w", raster_table=name, **profile, **more, TILE_FORMAT="PNG") as target:
+            target.write((scene() % 255).astype("uint8")[:1])
+
+
 @pytest.mark.fault("R31")
 def test_subdatasets_are_read_and_watched(make_raster: MakeRaster, tmp_path: Path) -> None:
-    plain = cog(make_raster)
-    with rasterio.open(plain) as source:
-        profile = {**source.profile, "driver": "GPKG", "count": 1, "dtype": "uint8"}
-        for key in ("tiled", "blockxsize", "blockysize", "interleave"):
-            profile.pop(key, None)
-        with rasterio.open(tmp_path / "r.gpkg", "w", raster_table="scene", **profile, TILE_FORMAT="PNG") as target:
-            target.write((scene() % 255).astype("uint8")[:1])
+    tables(make_raster, tmp_path / "r.gpkg", "scene")
     path = f"GPKG:{tmp_path / 'r.gpkg'}:scene"
     info = describe(path)
     assert (read(path)[0] == scene()[0] % 255).all()
     assert info.files == (str(tmp_path / "r.gpkg"),)
+
+
+@pytest.mark.fault("R31")
+def test_a_file_of_several_rasters_asks_for_one_of_them(make_raster: MakeRaster, tmp_path: Path) -> None:
+    tables(make_raster, tmp_path / "r.gpkg", "first", "second")
+    with pytest.raises(RasterError) as refused:
+        describe(str(tmp_path / "r.gpkg"))
+    assert refused.value.code == "RASTER_SUBDATASETS"
+    assert ":first" in refused.value.hint
+    assert ":second" in refused.value.hint
 
 
 @pytest.mark.fault("R31")
