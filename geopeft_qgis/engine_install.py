@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
 
-from . import engine_kit
+from . import engine_files, engine_kit
 from .engine_complaints import advice, reason
-from .engine_disk import alone, disk_errors, in_use, switch
+from .engine_disk import alone, disk_errors, in_use, switch, take_lock
 from .engine_environment import (
     STAMP,
     count_packages,
@@ -159,6 +159,7 @@ def ensure(
     work = _Installation((source or engine_source()).resolve(), steps, choices)
     found = None if repair else work.ready()
     if found:
+        work.clear_rests()
         return found
     with disk_errors(choices.home), alone(steps, choices.home):
         # Another process may have finished it while this one waited.
@@ -254,7 +255,7 @@ class _Installation:
             variant = read_stamp(environment).get("variant")
             # One for a graphics card works without one as well.
             if variant == self.variant or (variant == "gpu" and self.takes_gpu):
-                problems = verify(python_in(environment))
+                problems = verify(python_in(environment)) or engine_files.differing(environment)
                 if not problems:
                     return python_in(environment)
                 if not self.is_damaged:
@@ -262,6 +263,13 @@ class _Installation:
                     self.steps.say(text.format(reason=problems[0]))
                 self.is_damaged = True
         return None
+
+    def clear_rests(self) -> None:
+        """Takes away what killed installations left, unless one is at work."""
+        if any("." in environment.name for environment in environments(self.home)):
+            with contextlib.suppress(OSError), (self.home / "install.lock").open("a+b") as file:
+                if take_lock(file.fileno()):
+                    self._sweep()
 
     def build(self, repair: bool) -> Path:
         root = self.home / "engine"
@@ -394,6 +402,7 @@ class _Installation:
             "python": minor,
             "packages": count_packages(fresh),
             "records": records_hash(fresh),
+            engine_files.STAMPED: engine_files.write_record(fresh),
         }
         with (fresh / STAMP).open("w", encoding="utf-8") as file:
             json.dump(stamp, file, indent=1)

@@ -427,11 +427,15 @@ def _ended_too_soon(said_done: bool, exit_code: Optional[int]) -> str:
     return tr("The engine ended before it was done with exit code {code}.").format(code=exit_code)
 
 
+# What a predict job may write of a raster, by its names in the outputs.
+WRITTEN = ("class_raster", "confidence", "entropy", "outside", "polygons")
+
+
 def promised(job: Mapping[str, Any], outputs: Mapping[str, Any]) -> list[str]:
     """Paths that must exist when a job is done: those that it was asked for, and those that it says it wrote."""
     asked = [job.get(key) for key in ("out", "onnx", "json_file")]
     rasters = outputs.get("rasters")
     entries = [entry for entry in rasters if isinstance(entry, dict)] if isinstance(rasters, list) else []
-    wrote = [entry.get(key) for entry in entries for key in ("class_raster", "confidence", "polygons")]
+    wrote = [entry.get(key) for entry in entries for key in WRITTEN]
     wrote += [outputs.get(key) for key in ("model", "json", "onnx")]
     return [path for path in asked + wrote if isinstance(path, str) and path]

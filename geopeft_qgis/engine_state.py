@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Optional
 
 from qgis.core import QgsApplication, QgsSettings
 
-from . import engine_environment, settings
+from . import engine_environment, engine_files, settings
 from .engine_process import PROTOCOL
 from .engine_steps import answer
 from .language import tr
@@ -95,6 +95,23 @@ def check(python: Path) -> dict[str, Any]:
     else:
         settings.put("engine_checked", key)
     return told
+
+
+def damage_before_run(python: Path) -> str:
+    """Why a run with this Python cannot start, or empty; in any thread, a fraction of a second.
+
+    Looks at the files of an environment that the plugin has made. One that is damaged is BROKEN from then on.
+    """
+    differing = engine_files.differing(python.parent.parent)
+    if not differing:
+        return ""
+    if len(differing) == 1:
+        text = tr("A file of the engine is missing or was changed: {path}. Press Repair in the GeoPEFT panel.")
+    else:
+        text = tr("{count} files of the engine are missing or were changed, such as {path}. Press Repair in GeoPEFT.")
+    sentence = text.format(count=len(differing), path=python.parent.parent / differing[0])
+    _verdicts[_key(python)] = sentence
+    return sentence
 
 
 def forget() -> None:

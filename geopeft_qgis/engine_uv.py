@@ -192,6 +192,8 @@ def get_uv(steps: Steps, folder: Path, pins: Path, wheels: Optional[Path], may_u
     if program.is_file():
         return program
     with steps.step(tr("Fetching the installer {name}").format(name=f"uv {version}"), "uv"):
+        # What a killed installation was fetching.
+        shutil.rmtree(program.parent, ignore_errors=True)
         program.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=program.parent) as scratch:
             wheel = _download(steps, Path(scratch), pins, wheels, may_use_apt)

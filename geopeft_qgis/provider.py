@@ -6,6 +6,8 @@ from qgis.core import QgsApplication, QgsProcessingProvider
 from qgis.PyQt.QtGui import QIcon
 
 from . import settings
+from .algorithms.area import AreaAlgorithm
+from .algorithms.compare import CompareAlgorithm
 from .algorithms.evaluate import EvaluateAlgorithm
 from .algorithms.export import ExportAlgorithm
 from .algorithms.fit import FitAlgorithm
@@ -14,7 +16,10 @@ from .algorithms.predict_many import PredictManyAlgorithm
 from .algorithms.pretrain import PretrainAlgorithm
 from .algorithms.renderlayer import RenderLayerAlgorithm
 from .algorithms.report import ReportAlgorithm
+from .algorithms.sample import SampleAlgorithm
 from .algorithms.stack import StackAlgorithm
+from .algorithms.suggest import SuggestAlgorithm
+from .algorithms.suspects import SuspectsAlgorithm
 from .example_model import ExampleModel
 
 ALGORITHMS = (
@@ -22,7 +27,12 @@ ALGORITHMS = (
     PredictAlgorithm,
     PredictManyAlgorithm,
     EvaluateAlgorithm,
+    CompareAlgorithm,
     ReportAlgorithm,
+    SuggestAlgorithm,
+    SuspectsAlgorithm,
+    SampleAlgorithm,
+    AreaAlgorithm,
     ExportAlgorithm,
     PretrainAlgorithm,
     RenderLayerAlgorithm,

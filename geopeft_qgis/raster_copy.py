@@ -26,6 +26,7 @@ from qgis.PyQt.QtGui import QImage
 
 from .copy_plan import CopyError, Grid, common_type
 from .language import tr
+from .part_names import part_of
 from .server_answers import ServerAnswers
 from .sources import gdal_python, is_picture
 
@@ -65,7 +66,7 @@ def copy(
     Raises:
         CopyError, CopyCanceled.
     """
-    part = path.with_name(f"{path.name}.part")
+    part = part_of(path)
     try:
         return _Copy(provider, crs, grid, part, feedback, answers).write(path)
     finally:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 PATTERNS = "*.tif;*.tiff;*.vrt;*.jp2;*.img"
 # The names that the engine gives to the maps of a raster.
-_MAP = re.compile(r"(.+)_map(_\d+)?(_confidence)?")
+_MAP = re.compile(r"(.+)_map(_\d+)?(_confidence|_entropy|_outside)?")
 
 
 def split_patterns(text: str) -> tuple[str, ...]:

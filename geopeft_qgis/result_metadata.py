@@ -50,7 +50,7 @@ def describe(layer: QgsMapLayer, kind: str, model: str, raster: str = "") -> Non
     """Writes into a layer's metadata which model made it, and of what.
 
     Args:
-        kind: class_raster, confidence or polygons.
+        kind: class_raster, confidence, entropy, outside or polygons.
         model: path of the model package; one that cannot be read any more is named all the same.
         raster: what was mapped.
     """
@@ -89,6 +89,11 @@ def accuracy_sentence(of: Summary) -> str:
 def _abstract(kind: str, of: Summary, raster: str) -> str:
     start = {
         "confidence": tr("How sure the GeoPEFT model {name} is of its map of {raster}, in percent."),
+        "entropy": tr("How undecided the GeoPEFT model {name} is between the classes of {raster}, in percent."),
+        "outside": tr(
+            "How unlike its labels the GeoPEFT model {name} finds {raster}, in percent: above 100 it lies outside what the "
+            "model has seen."
+        ),
         "polygons": tr("The map of {raster} by the GeoPEFT model {name}, as polygons."),
     }.get(kind, tr("A map of {raster} by the GeoPEFT model {name}."))
     raster = Path(raster).name if raster else tr("a raster")

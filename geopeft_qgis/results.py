@@ -16,6 +16,7 @@ from qgis.core import (
     QgsLayerTreeLayer,
     QgsMapLayer,
     QgsPalettedRasterRenderer,
+    QgsPalLayerSettings,
     QgsProcessingContext,
     QgsProcessingFeedback,
     QgsProcessingLayerPostProcessorInterface,
@@ -25,7 +26,11 @@ from qgis.core import (
     QgsRasterShader,
     QgsRendererCategory,
     QgsSingleBandPseudoColorRenderer,
+    QgsSingleSymbolRenderer,
+    QgsTextBufferSettings,
+    QgsTextFormat,
     QgsVectorLayer,
+    QgsVectorLayerSimpleLabeling,
 )
 from qgis.PyQt.QtGui import QColor
 
@@ -33,9 +38,15 @@ from .language import tr
 from .layers import LayerError
 from .result_metadata import describe, model_facts
 
-CONFIDENCE_NODATA = 255
-# Light where the map is sure, dark where a look is worth it: percent -> colour (from the viridis ramp).
-CONFIDENCE_RAMP = ((0, "#440154"), (25, "#3b528b"), (50, "#21918c"), (75, "#5ec962"), (100, "#fde725"))
+PERCENT_NODATA = 255
+PLACE_COLOR = "#e6007e"
+# Light where the map is sure, dark where a look is worth it: percent -> colour (from the viridis ramp). Outside what the
+# model has seen begins at 100, where the colour jumps.
+RAMPS = {
+    "confidence": ((0, "#440154"), (25, "#3b528b"), (50, "#21918c"), (75, "#5ec962"), (100, "#fde725")),
+    "entropy": ((0, "#fde725"), (25, "#5ec962"), (50, "#21918c"), (75, "#3b528b"), (100, "#440154")),
+    "outside": ((0, "#f7fbff"), (50, "#c6dbef"), (100, "#6baed6"), (101, "#fb6a4a"), (250, "#67000d")),
+}
 
 
 def load_result(outputs: Mapping[str, Any], project: QgsProject, group_name: str, model: str = "") -> list[QgsMapLayer]:
@@ -59,8 +70,9 @@ def load_result(outputs: Mapping[str, Any], project: QgsProject, group_name: str
         found = {"class_raster": style_class_raster(_raster(entry["class_raster"], prefix + tr("map")), classes)}
         if entry.get("polygons"):
             found["polygons"] = style_polygons(_vector(entry["polygons"], prefix + tr("polygons")), classes)
-        if entry.get("confidence"):
-            found["confidence"] = style_confidence(_raster(entry["confidence"], prefix + tr("confidence")))
+        for kind, name in _percent_names().items():
+            if entry.get(kind):
+                found[kind] = style_percent(_raster(entry[kind], prefix + name), kind)
         for kind, layer in found.items():
             describe(layer, kind, model, str(entry.get("raster") or ""))
         layers += found.values()
@@ -122,21 +134,28 @@ def style_class_raster(layer: QgsRasterLayer, classes: Sequence[Mapping[str, Any
     return layer
 
 
-def style_confidence(layer: QgsRasterLayer) -> QgsRasterLayer:
-    """Percent from 0 to 100 on a ramp; 255 is nodata."""
+def _percent_names() -> dict[str, str]:
+    """The rasters in percent, by their names in the engine's outputs, with those for people."""
+    return {"confidence": tr("confidence"), "entropy": tr("entropy"), "outside": tr("outside what the model has seen")}
+
+
+def style_percent(layer: QgsRasterLayer, kind: str) -> QgsRasterLayer:
+    """Percent on the ramp of its kind, one of RAMPS; 255 is nodata."""
     provider = layer.dataProvider()
     if not provider.sourceHasNoDataValue(1):
-        provider.setUserNoDataValue(1, [QgsRasterRange(CONFIDENCE_NODATA, CONFIDENCE_NODATA)])
-    ramp = QgsColorRampShader(0, 100)
+        provider.setUserNoDataValue(1, [QgsRasterRange(PERCENT_NODATA, PERCENT_NODATA)])
+    stops = RAMPS[kind]
+    most = stops[-1][0]
+    ramp = QgsColorRampShader(0, most)
     ramp.setColorRampType(QgsColorRampShader.Type.Interpolated)
     ramp.setColorRampItemList(
-        [QgsColorRampShader.ColorRampItem(percent, QColor(color), f"{percent} %") for percent, color in CONFIDENCE_RAMP]
+        [QgsColorRampShader.ColorRampItem(percent, QColor(color), f"{percent} %") for percent, color in stops]
     )
-    shader = QgsRasterShader(0, 100)
+    shader = QgsRasterShader(0, most)
     shader.setRasterShaderFunction(ramp)
     renderer = QgsSingleBandPseudoColorRenderer(provider, 1, shader)
     renderer.setClassificationMin(0)
-    renderer.setClassificationMax(100)
+    renderer.setClassificationMax(most)
     layer.setRenderer(renderer)
     return layer
 
@@ -145,6 +164,27 @@ def style_polygons(layer: QgsVectorLayer, classes: Sequence[Mapping[str, Any]]) 
     """Gives polygons with a field `class` the class colours."""
     if classes:
         layer.setRenderer(QgsCategorizedSymbolRenderer("class", [_category(c) for c in classes]))
+    return layer
+
+
+def style_places(layer: QgsVectorLayer) -> QgsVectorLayer:
+    """Gives places to look at, a field `rank` each, an outline that shows on any image, and their rank beside it."""
+    symbol = QgsFillSymbol.createSimple(
+        {"color": "255,255,255,0", "outline_color": PLACE_COLOR, "outline_width": "0.7"}
+    )
+    layer.setRenderer(QgsSingleSymbolRenderer(symbol))
+    looks = QgsTextFormat()
+    looks.setColor(QColor(PLACE_COLOR))
+    looks.setSize(11)
+    buffer = QgsTextBufferSettings()
+    buffer.setEnabled(True)
+    looks.setBuffer(buffer)
+    labels = QgsPalLayerSettings()
+    labels.fieldName = "rank"
+    labels.setFormat(looks)
+    labels.placement = QgsPalLayerSettings.Placement.OutsidePolygons
+    layer.setLabeling(QgsVectorLayerSimpleLabeling(labels))
+    layer.setLabelsEnabled(True)
     return layer
 
 
@@ -178,7 +218,8 @@ class ResultStyler(QgsProcessingLayerPostProcessorInterface):
         model: str,
         raster: str = "",
     ) -> None:
-        """Styles the layer of `path` if Processing is going to load it; kind: class_raster, confidence, polygons."""
+        """Styles the layer of `path` if Processing is going to load it; kind: class_raster, confidence, polygons,
+        places."""
         # Here, in the algorithm's thread, a large model may be read; the main thread finds it done.
         model_facts(model)
         if context.willLoadLayerOnCompletion(path):
@@ -190,10 +231,12 @@ class ResultStyler(QgsProcessingLayerPostProcessorInterface):
         self, layer: QgsMapLayer, context: QgsProcessingContext, feedback: Optional[QgsProcessingFeedback]
     ) -> None:
         """Called by Processing in the main thread."""
-        if self._kind == "polygons" and isinstance(layer, QgsVectorLayer):
+        if self._kind == "places" and isinstance(layer, QgsVectorLayer):
+            style_places(layer)
+        elif self._kind == "polygons" and isinstance(layer, QgsVectorLayer):
             style_polygons(layer, self._classes)
-        elif self._kind == "confidence" and isinstance(layer, QgsRasterLayer):
-            style_confidence(layer)
+        elif self._kind in RAMPS and isinstance(layer, QgsRasterLayer):
+            style_percent(layer, self._kind)
         elif isinstance(layer, QgsRasterLayer):
             style_class_raster(layer, self._classes)
         describe(layer, self._kind, self._model, self._raster)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Callable, Optional
 
 from .language import tr
+from .part_names import part_of
 from .stack_bands import StackBand, StackError, StackGrid, load_gdal, opened, quiet, read_bands, same_crs, sensor_of
 
 # A value outside of what bands of a type usually hold, for the pixels that a band lacks.
@@ -72,7 +73,7 @@ def write_stack(bands: Sequence[StackBand], grid: StackGrid, path: Path, progres
 
 def write_text(path: Path, text: str) -> None:
     """Writes a small file under a temporary name, then moves it to its place."""
-    part = path.with_name(f"{path.name}.part")
+    part = part_of(path)
     try:
         with part.open("w", encoding="utf-8") as file:
             file.write(text)
@@ -205,7 +206,7 @@ def write_geotiff(bands: Sequence[StackBand], grid: StackGrid, path: Path, progr
     gdal = load_gdal()
     data_type, nodata = _common(gdal, bands)
     memory = f"/vsimem/geopeft-{uuid.uuid4().hex}"
-    part = path.with_name(f"{path.name}.part")
+    part = part_of(path)
     names = [f"{memory}/{number}.vrt" for number in range(len(bands))]
     try:
         with quiet(gdal) as messages:

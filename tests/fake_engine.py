@@ -186,16 +186,20 @@ def predict_many(job, folder):
 
 
 def predict_one(job, raster, out):
-    confidence = str(out.with_name(out.stem + "_confidence.tif")) if job.get("confidence") else None
+    layers = {
+        name: str(out.with_name(f"{out.stem}_{name}.tif")) if job.get(name) else None
+        for name in ("confidence", "entropy", "outside")
+    }
     polygons = str(out.with_name(out.stem + "_polygons.gpkg")) if job.get("polygons") else None
-    write_maps(raster, str(out), confidence)
+    write_maps(raster, str(out), [path for path in layers.values() if path])
     if polygons:
         write_polygons(raster, polygons)
-    entry = {"raster": raster, "class_raster": str(out), "confidence": confidence, "polygons": polygons}
-    return {**entry, "classes": CLASSES}
+    entry = {"raster": raster, "class_raster": str(out), **layers, "polygons": polygons}
+    unknown = [{"value": 255, "name": "unknown", "color": "#9e9e9e"}] if job.get("unknown_below") else []
+    return {**entry, "outside_share": 0.125, "unknown_share": 0.25, "classes": CLASSES + unknown}
 
 
-def write_maps(raster, out, confidence):
+def write_maps(raster, out, layers=()):
     import numpy
     from osgeo import gdal
 
@@ -203,14 +207,14 @@ def write_maps(raster, out, confidence):
     width, height = source.RasterXSize, source.RasterYSize
     grey = source.GetRasterBand(1).ReadAsArray().astype("f4")
     cuts = numpy.quantile(grey, [1 / 3, 2 / 3])
-    for path, nodata, values in ((out, 0, numpy.digitize(grey, cuts) + 1), (confidence, 255, 40 + grey % 60)):
-        if path:
-            target = gdal.GetDriverByName("GTiff").Create(path, width, height, 1, gdal.GDT_Byte)
-            target.SetGeoTransform(source.GetGeoTransform())
-            target.SetProjection(source.GetProjection())
-            target.GetRasterBand(1).SetNoDataValue(nodata)
-            target.GetRasterBand(1).WriteArray(values.astype("u1"))
-            target = None
+    percents = [(path, 255, 40 + grey % 60) for path in layers]
+    for path, nodata, values in ((out, 0, numpy.digitize(grey, cuts) + 1), *percents):
+        target = gdal.GetDriverByName("GTiff").Create(path, width, height, 1, gdal.GDT_Byte)
+        target.SetGeoTransform(source.GetGeoTransform())
+        target.SetProjection(source.GetProjection())
+        target.GetRasterBand(1).SetNoDataValue(nodata)
+        target.GetRasterBand(1).WriteArray(values.astype("u1"))
+        target = None
     Path(out + ".aux.xml").write_text("<PAMDataset/>", encoding="utf-8")
 
 
@@ -222,9 +226,13 @@ def write_polygons(raster, path):
     target = ogr.GetDriverByName("GPKG").CreateDataSource(path)
     layer = target.CreateLayer("polygons", source.GetSpatialRef(), ogr.wkbPolygon)
     layer.CreateField(ogr.FieldDefn("class", ogr.OFTString))
+    layer.CreateField(ogr.FieldDefn("rank", ogr.OFTInteger))
+    layer.CreateField(ogr.FieldDefn("reason", ogr.OFTString))
     for index, style in enumerate(CLASSES):
         feature = ogr.Feature(layer.GetLayerDefn())
         feature["class"] = style["name"]
+        feature["rank"] = index + 1
+        feature["reason"] = f"The map hesitates between {style['name']} and another class."
         x0, x1, y1 = left + index * 10 * dx, left + (index + 1) * 10 * dx, top + 10 * dy
         ring = f"{x0} {top}, {x1} {top}, {x1} {y1}, {x0} {y1}, {x0} {top}"
         feature.SetGeometry(ogr.CreateGeometryFromWkt(f"POLYGON(({ring}))"))
@@ -253,6 +261,28 @@ def export(job):
     return {"onnx": job["onnx"]}
 
 
+def advise(job):
+    """Places in the middle of the raster, with the fields that suggest and suspects share."""
+    write_polygons(job["rasters"][0], job["out"])
+    if job.get("json_file"):
+        Path(job["json_file"]).write_text(json.dumps({"count": 3}), encoding="utf-8")
+    return {"places" if job["job"] == "suggest" else "suspects": job["out"], "count": 3, "judged": 20, "width_m": 80.0}
+
+
+def compare(job):
+    outputs = {"sentences": ["The maps agree nearly everywhere."]}
+    if job.get("labels"):
+        gap = {"miou": {"value": 0.05, "low": 0.01, "high": 0.09}}
+        outputs["figures"] = {"one": FIGURES, "other": FIGURES, "difference": gap, "better": "one"}
+    if job.get("out"):
+        write_maps(next(path for path in (job["one"], job["other"]) if path.endswith(".tif")), job["out"])
+        legend = [{**CLASSES[0], "name": "both agree"}, {**CLASSES[1], "name": "water → Forêt"}]
+        outputs["disagreement"] = {"raster": job["out"], "share": 0.04, "classes": legend}
+    if job.get("json_file"):
+        Path(job["json_file"]).write_text(json.dumps(outputs), encoding="utf-8")
+    return outputs
+
+
 def pretrain(job):
     figures = {"step": 60, "best": 1.25, "best_step": 50, "curve": []}
     Path(job["out"]).write_bytes(b"fake backbone")
@@ -262,7 +292,7 @@ def pretrain(job):
 
 
 def preview(job):
-    write_maps(job["raster"], job["out"], None)
+    write_maps(job["raster"], job["out"])
     return {"class_raster": job["out"], "confidence": None, "classes": CLASSES, "factor": 1, "seconds": 0.1}
 
 
@@ -317,6 +347,9 @@ WRITERS = {
     "evaluate": evaluate,
     "export": export,
     "report": report,
+    "suggest": advise,
+    "suspects": advise,
+    "compare": compare,
 }
 
 

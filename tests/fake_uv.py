@@ -4,7 +4,7 @@
 uv, `lay_python` makes a Python whose pip fetches this file as uv's wheel, from beside that folder. Each call is
 recorded, with its environment, as a line of calls.jsonl in the folder that GEOPEFT_FAKE_CALLS names.
 GEOPEFT_FAKE_UV is the mode of `uv pip sync`: ok | slow | hang | full | denied | offline | certificate | killed |
-mismatch | proxy | no-uv (pip fails).
+mismatch | proxy | parts (one file after the other, and for ever once nobody waits for it) | no-uv (pip fails).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import zipfile
 from pathlib import Path
 
 VERSION = "9.9.9"
+PARTS = 20
 WHEEL = f"uv-{VERSION}-py3-none-any.whl"
 FAILURES = {
     "full": "error: failed to write to file torch.so: No space left on device (os error 28)",
@@ -93,6 +94,7 @@ def main(argv: list[str]) -> int:
     elif words[0] == "venv":
         lay_script(Path(words[-1]) / "bin" / "python")
         (Path(words[-1]) / "lib" / "python3.11" / "site-packages").mkdir(parents=True)
+        (Path(words[-1]) / "pyvenv.cfg").write_text("home = /usr/bin\n", encoding="utf-8")
     elif words[:2] == ["pip", "sync"]:
         return sync(Path(words[words.index("--python") + 1]).parents[1])
     return 0
@@ -130,8 +132,13 @@ def sync(environment: Path) -> int:
         time.sleep(600)
     record = environment / "lib" / "python3.11" / "site-packages" / "one-1.0.dist-info" / "RECORD"
     record.parent.mkdir()
+    names = [f"part{number}.py" for number in range(PARTS)] if mode == "parts" else []
+    parent = os.getppid()
+    for name in names:
+        (record.parents[1] / name).write_bytes(b"1 + 2\n")
+        time.sleep(0.02 if os.getppid() == parent else 600)
     (record.parents[1] / "one.py").write_bytes(b"1 + 1\n")
-    record.write_text("one.py,,6\n", encoding="utf-8")
+    record.write_text("".join(f"{name},,6\n" for name in ("one.py", *names)), encoding="utf-8")
     print(" Downloaded one\nPrepared 1 package in 1ms\nInstalled 1 package in 1ms\n + one==1.0", flush=True)
     return 0
 

@@ -17,10 +17,10 @@ PLUGIN = ROOT / "geopeft_qgis"
 
 # A module of the engine imports only from its own part and from parts to its left.
 ORDER = (
-    "errors events watched job holding writing checkpoint data models accuracy objective package classical runtime "
-    "training pretext pretraining pretrain forest baselines blending texture_tiles labelled_pixels scenes starting "
-    "prepare holdout judging report fit evaluate vectorize class_raster preview sights suspects predict export "
-    "quicklook devices probe schema __main__"
+    "errors events watched job holding writing checkpoint data models accuracy stratified objective tensors package stac inspecting classical "
+    "applicability mapper runtime onnx_graph onnx_keys onnx_model training pretext pretraining pretrain forest baselines blending texture_tiles labelled_pixels "
+    "scenes starting prepare holdout judging report fit evaluate vectorize class_raster preview sights suspects squares suggest "
+    "sample_design sample_answers sample area predict class_maps disagreement independence compare quantise export quicklook devices probe schema __main__"
 ).split()
 # What the direction alone would allow.
 KNOWS_NOTHING_OF = {
@@ -35,7 +35,7 @@ KNOWS_NOTHING_OF = {
 TOP_LEVEL = {"README.md", "metadata.txt", "geopeft_qgis", "engine", "resources", "tests", "build.py", "LICENSE"}
 STDLIB_ONLY = tuple(
     f"engine_{name}.py"
-    for name in ("process", "worker", "install", "uv", "steps", "complaints", "disk", "environment", "kit")
+    for name in ("process", "worker", "install", "uv", "steps", "complaints", "disk", "environment", "files", "kit")
 )
 
 ENGINE_FILES = sorted(ENGINE.rglob("*.py"))

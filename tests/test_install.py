@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from pathlib import Path
 import fake_uv
 import pytest
 
-from geopeft_qgis import engine_disk, engine_environment, engine_install, engine_process, engine_steps, engine_uv
+from geopeft_qgis import engine_disk, engine_environment, engine_files, engine_install, engine_process, engine_steps, engine_uv
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "engine"
@@ -127,6 +128,57 @@ def spoil(path: Path, fault: str) -> None:
     if fault != "deleted":
         path.write_bytes(changed[fault])
         os.utime(path, (time.time() + 5, time.time() + 5))
+
+
+def recorded(home: Path) -> Path:
+    """A finished environment with a record of its files; its folder."""
+    environment = make_environment(home).parents[1]
+    (environment / "pyvenv.cfg").write_text("home = /usr/bin\n", encoding="utf-8")
+    stamp = json.loads((environment / "stamp.json").read_text()) | {
+        engine_files.STAMPED: engine_files.write_record(environment)
+    }
+    (environment / "stamp.json").write_text(json.dumps(stamp), encoding="utf-8")
+    return environment
+
+
+SITE = "Lib/site-packages" if os.name == "nt" else "lib/python3.11/site-packages"
+
+
+@pytest.mark.fault("E16")
+@pytest.mark.parametrize("fault", ["deleted", "emptied", "zeroed", "flipped"])
+@pytest.mark.parametrize("name", [f"{SITE}/one.py", f"{SITE}/one-1.0.dist-info/RECORD", "pyvenv.cfg", "files.json"])
+def test_the_look_before_a_run_names_the_one_file_that_changed(own_home: Path, name: str, fault: str) -> None:
+    environment = recorded(own_home)
+    assert engine_files.differing(environment) == []
+    spoil(environment / name, fault)
+    assert engine_files.differing(environment) == [name]
+
+
+def test_the_look_before_a_run_gives_no_false_alarm(own_home: Path, tmp_path: Path) -> None:
+    """What Python and others make, a copy with other times, and an environment that the plugin did not make."""
+    environment = recorded(own_home)
+    site = environment / SITE
+    (site / "__pycache__").mkdir()
+    (site / "__pycache__" / "one.cpython-311.pyc").touch()
+    (site / "more.py").touch()
+    os.utime(site / "one.py", (5, 5))
+    assert engine_files.differing(environment) == []
+    shutil.copytree(environment, tmp_path / "copy", symlinks=True, copy_function=shutil.copyfile)
+    assert engine_files.differing(tmp_path / "copy") == []
+    (site / "one.py").unlink()
+    (environment / "stamp.json").unlink()
+    assert engine_files.differing(environment) == []
+
+
+@pytest.mark.fault("E17")
+def test_another_version_of_a_package_is_found_before_a_run_and_replaced(own_home: Path) -> None:
+    environment = recorded(own_home)
+    site = environment / SITE
+    shutil.rmtree(site / "one-1.0.dist-info")
+    (site / "one-2.0.dist-info").mkdir()
+    (site / "one-2.0.dist-info" / "RECORD").write_text("one.py,,6\n", encoding="utf-8")
+    (site / "one.py").write_bytes(b"2 + 2\n")
+    assert engine_files.differing(environment) == [f"{SITE}/one-1.0.dist-info/RECORD", f"{SITE}/one.py"]
 
 
 @pytest.mark.fault("E16")
@@ -316,6 +368,50 @@ def test_failed_installation_says_why_and_what_next(
     assert message in caught.value.message and hint in caught.value.hint
     assert "secret" not in str(caught.value)
     assert list((own_home / "engine").iterdir()) == []
+
+
+@pytest.mark.fault("E16")
+def test_repair_makes_an_environment_whole_again(source: Path) -> None:
+    environment = install(source).parents[1]
+    (engine_environment.site_packages(environment) / "one.py").write_bytes(b"1 + 2\n")
+    assert engine_files.differing(environment) == [f"{SITE}/one.py"]
+    assert engine_files.differing(install(source).parents[1]) == []
+    (environment / "pyvenv.cfg").unlink()
+    assert engine_files.differing(install(source, repair=True).parents[1]) == []
+
+
+@pytest.mark.fault("E02")
+def test_what_a_killed_repair_left_is_taken_away_at_the_next_start(source: Path, own_home: Path) -> None:
+    python = install(source)
+    (own_home / "engine" / "x.new-1" / "lib").mkdir(parents=True)
+    with engine_disk.alone(engine_steps.Steps(lambda text: None, lambda: False), own_home):
+        assert install(source) == python
+        assert (own_home / "engine" / "x.new-1").is_dir(), "another installation is at work on it"
+    assert install(source) == python
+    assert [path.name for path in (own_home / "engine").iterdir()] == [python.parents[1].name]
+
+
+@pytest.mark.skipif(not engine_steps.tied(), reason="only Linux ends children with their parent")
+@pytest.mark.fault("E02")
+def test_a_command_ends_with_the_installer_that_was_killed(tmp_path: Path) -> None:
+    child = "import os, time; open('pid.part', 'w').write(str(os.getpid())); os.replace('pid.part', 'pid'); time.sleep(60)"
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from geopeft_qgis import engine_steps as e; import pathlib;"
+        f"e.Steps(print, lambda: False).run([sys.executable, '-c', {child!r}], pathlib.Path({str(tmp_path)!r}))"
+    )
+    installer = subprocess.Popen([sys.executable, "-c", code])
+    end = time.monotonic() + 20
+    while not (tmp_path / "pid").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    installer.kill()
+    installer.wait()
+    pid = int((tmp_path / "pid").read_text())
+    for _ in range(50):
+        if not is_running(pid):
+            return
+        time.sleep(0.1)
+    os.kill(pid, 9)
+    pytest.fail("the command outlived the installer")
 
 
 @pytest.mark.fault("E18")

@@ -12,10 +12,8 @@ import hashlib
 import json
 import os
 import signal
-import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -160,27 +158,6 @@ class Bench:
         if hidden and not killed:
             found.append(f"left behind: {hidden}")
         return found
-
-
-@dataclasses.dataclass
-class Count:
-    """What came of a sweep."""
-
-    cases: int = 0
-    outcomes: Counter[str] = dataclasses.field(default_factory=Counter)
-    wrong: list[str] = dataclasses.field(default_factory=list)
-
-    def add(self, words: str, wrong: list[str]) -> None:
-        self.cases += 1
-        self.outcomes[words] += 1
-        self.wrong += [f"{words}: {sentence}" for sentence in wrong]
-
-    def tell(self) -> None:
-        """The answer of a sweep, on stdout."""
-        for line in self.wrong:
-            print(line, file=sys.stderr)
-        answer = {"cases": self.cases, "wrong": len(self.wrong), "outcomes": dict(self.outcomes.most_common())}
-        print(json.dumps(answer))
 
 
 def old_outputs(bench: Bench, name: str, there: bool) -> dict[str, str]:
@@ -342,8 +319,3 @@ def kill_after(seconds: float) -> Harm:
         os.kill(pid, signal.SIGKILL)
 
     return harm
-
-
-def moments(count: int, seconds: float, seed: int) -> Iterator[float]:
-    """Random moments of a run that takes so long."""
-    yield from np.random.default_rng(seed).uniform(0, seconds, count).tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import argparse
 import contextlib
 import ctypes
@@ -11,7 +12,6 @@ import importlib
 import json
 import os
 import sys
-import threading
 import time
 import traceback
 import typing
@@ -33,6 +33,10 @@ JOBS = {
     "preview": "geopeft.preview",
     "evaluate": "geopeft.evaluate",
     "suspects": "geopeft.suspects",
+    "suggest": "geopeft.suggest",
+    "sample": "geopeft.sample",
+    "area": "geopeft.area",
+    "compare": "geopeft.compare",
     "export": "geopeft.export",
     "inspect": "geopeft.package",
     "report": "geopeft.report",
@@ -78,7 +82,10 @@ def execute(job: AnyJob, reporter: Reporter) -> int:
         if reporter.keeps_log:
             traceback.print_exc(file=sys.stderr)
         return _fail(reporter, error)
-    except Exception as error:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        # The panic of a library that is written in Rust is no Exception.
         return _fail(reporter, _unexpected(error, reporter))
     if job.job in PRINTED and not reporter.keeps_log:
         print(json.dumps(outputs, indent=2, ensure_ascii=False))
@@ -94,7 +101,7 @@ def _held_output(job: AnyJob) -> contextlib.AbstractContextManager[None]:
     return hold(Path(out), *(Path(path) for path in beside if path))
 
 
-def _unexpected(error: Exception, reporter: Reporter) -> GeopeftError:
+def _unexpected(error: BaseException, reporter: Reporter) -> GeopeftError:
     if is_out_of_memory(error):
         return out_of_memory("job")
     traceback.print_exc(file=sys.stderr)
@@ -226,7 +233,8 @@ def _watch_parent(folder: Path | None) -> None:
                 os._exit(EXIT_CANCELED)
 
     if os.name == "posix":
-        threading.Thread(target=watch, daemon=True, name="parent watch").start()
+        # A Thread waits for ever until it has begun, which it never does where its first allocation fails.
+        _thread.start_new_thread(watch, ())
 
 
 def _run_command(arguments: argparse.Namespace) -> int:

@@ -17,7 +17,7 @@ from geopeft.classical import Classical
 from geopeft.data.chips import groups_of
 from geopeft.data.labels import IGNORE
 from geopeft.models.texture import FINE_GSD_M
-from geopeft.objective import USUAL_TEMPERATURE, fit_blend, place_weights, softmax
+from geopeft.objective import USUAL_TEMPERATURE, fit_blend, fit_sharpness, place_weights, softmax
 from geopeft.runtime import fill_invalid, fill_values
 from geopeft.training import Trainer, ValidationChips
 
@@ -27,6 +27,8 @@ NETWORK_PRIOR = {"fine": 0.5, "coarse": 0.15}
 # Labelled places of a class from which the network's prior share is the full one; it grows up to there.
 ENOUGH_PLACES = 10
 _BLEND_PIXELS = 2000
+# How sure a map is, is judged on one part of the blocks after the other, each as the rest makes it.
+CALIBRATION_FOLDS = 5
 _RASTER = 10**13
 
 
@@ -50,7 +52,8 @@ class Forecast:
 
     def mixed(self, blend: package.Blend) -> np.ndarray:
         """(n, K) probabilities of the map."""
-        return blend.network * softmax(self.network / blend.temperature) + (1 - blend.network) * self.classical
+        said = blend.network * softmax(self.network / blend.temperature) + (1 - blend.network) * self.classical
+        return blend.sharpen(said)
 
 
 def place_of(raster_index: int, group: int) -> int:
@@ -103,7 +106,9 @@ def fit_parts(found: Sequence[Forecast], prior: float, seed: int) -> package.Ble
         return package.Blend(network=prior, temperature=USUAL_TEMPERATURE)
     network, classical, truth, places = (np.concatenate(parts) for parts in zip(*samples, strict=True))
     share, temperature = fit_blend(network, classical, truth, places, prior)
-    return package.Blend(network=round(share, 4), temperature=temperature)
+    blend = package.Blend(network=round(share, 4), temperature=temperature)
+    mixed = Forecast(truth, network, classical, places).mixed(blend)
+    return blend.model_copy(update={"sharpness": round(fit_sharpness(mixed, truth, places), 4)})
 
 
 def measure(
@@ -132,7 +137,7 @@ def measure(
     matrices = {part: _by_block(found, mapped, blocks, len(names)) for part, mapped in maps.items()}
     metrics = figures(matrices[""], names, block_m, folds)
     metrics["parts"] = {part: figures(matrices[part], names)["miou"]["value"] for part in ("network", "classical")}
-    metrics["calibration"] = _calibration(found, mixed)
+    metrics["calibration"] = _calibration(found, blend, blocks)
     metrics["baselines"] = {}
     for name in rivals:
         own = figures(matrices[name], names)
@@ -157,13 +162,24 @@ def _by_block(
     return [matrices[block] for block in sorted(matrices)]
 
 
-def _calibration(found: Sequence[Forecast], mixed: Sequence[np.ndarray]) -> dict[str, Any]:
-    """Of the map's own probabilities; places and classes weigh as in `fit_blend`."""
+def _calibration(found: Sequence[Forecast], blend: package.Blend, blocks: Mapping[int, int]) -> dict[str, Any]:
+    """Of the map's own probabilities, each as sure as the other blocks make it; places and classes weigh as in
+    `fit_blend`.
+
+    The sharpness of the map itself has seen all of these labels, so that its own error here would look too good.
+    """
     if not found:
         return calibration(np.zeros(0), np.zeros(0, bool), np.zeros(0))
-    said, truth = np.concatenate(mixed), np.concatenate([chip.truth for chip in found])
-    weights = place_weights(truth, np.concatenate([chip.places for chip in found]))
-    return calibration(said.max(1), said.argmax(1) == truth, weights)
+    truth, places = (np.concatenate([getattr(chip, name) for chip in found]) for name in ("truth", "places"))
+    plain = blend.model_copy(update={"sharpness": 1.0})
+    said = np.concatenate([chip.mixed(plain) for chip in found])
+    known, where = np.unique(places, return_inverse=True)
+    fold = np.unique([blocks[place] for place in known.tolist()], return_inverse=True)[1][where] % CALIBRATION_FOLDS
+    for number in np.unique(fold).tolist():
+        held = fold == number
+        sharpness = fit_sharpness(said[~held], truth[~held], places[~held])
+        said[held] = blend.model_copy(update={"sharpness": sharpness}).sharpen(said[held])
+    return calibration(said.max(1), said.argmax(1) == truth, place_weights(truth, places))
 
 
 def said_of_places(found: Sequence[Forecast], blend: package.Blend) -> dict[tuple[int, int], np.ndarray]:

@@ -1,4 +1,4 @@
-"""Class raster and confidence raster: written by rows, with colours, names, overviews and where they come from."""
+"""Class raster and the rasters that tell how far it can be trusted: written by rows, with colours, names and origin."""
 
 from __future__ import annotations
 
@@ -24,56 +24,122 @@ from geopeft.package import ClassInfo, Manifest
 from geopeft.runtime import Strip
 from geopeft.writing import whole_raster, write_bytes
 
-NODATA, CONFIDENCE_NODATA = 0, 255
+NODATA, PERCENT_NODATA = 0, 255
+# What a map says where it is not sure enough; no class has this value.
+UNKNOWN = 255
+UNKNOWN_COLOR = "#9e9e9e"
+# The dissimilarity goes on where 100 % ends.
+_MOST_PERCENT = 250
 _AGAIN = "Check the disk, then run again."
 _BLOCK_PX = 256
 _SIDECARS = (".ovr", ".msk", ".aux.xml")
 
 
+def _confidence(strip: Strip) -> np.ndarray:
+    result: np.ndarray = strip.probabilities.max(0)
+    return result
+
+
+def _entropy(strip: Strip) -> np.ndarray:
+    """Shannon's, of which log(K) is 1."""
+    known = np.maximum(strip.probabilities, 1e-12)
+    result: np.ndarray = -(known * np.log(known)).sum(0) / np.log(len(known))
+    return result.clip(0, 1)
+
+
+def _outside(strip: Strip) -> np.ndarray:
+    if strip.dissimilarity is None:
+        raise ValueError("the strip was mapped without dissimilarity")
+    return strip.dissimilarity
+
+
+# What may be written beside a class raster, each in percent: strip -> (h, W), 1 for 100 %.
+PERCENT_LAYERS: dict[str, Callable[[Strip], np.ndarray]] = {
+    "confidence": _confidence,
+    "entropy": _entropy,
+    "outside": _outside,
+}
+
+
+def unknown_class(classes: Sequence[ClassInfo]) -> dict[str, Any]:
+    """Value, name and colour of what is too unsure to be mapped; the name is none of the classes'."""
+    taken = {known.name.casefold() for known in classes}
+    name = next(name for name in ("unknown", "unknown (not sure)", "\u2013 unknown \u2013") if name not in taken)
+    return {"value": UNKNOWN, "name": name, "color": UNKNOWN_COLOR}
+
+
+def legend_of(classes: Sequence[ClassInfo], has_unknown: bool) -> list[dict[str, Any]]:
+    """Value, name and colour of everything that a map may hold."""
+    known = [{"value": c.value, "name": c.name, "color": c.color} for c in classes]
+    return [*known, unknown_class(classes)] if has_unknown else known
+
+
 @contextmanager
 def class_raster(
-    target: Path, confidence: Path | None, info: RasterInfo, classes: Sequence[ClassInfo], origin: Mapping[str, str]
+    target: Path,
+    layers: Mapping[str, Path],
+    info: RasterInfo,
+    legend: Sequence[Mapping[str, Any]],
+    origin: Mapping[str, str],
+    unknown_below: float = 0.0,
 ) -> Iterator[RowBuffer]:
     """Yields what rows are added to; at the end the files are there, whole, or as they were before.
 
     Args:
         target: class raster, GeoTIFF.
-        confidence: confidence raster, GeoTIFF; None: none.
+        layers: GeoTIFFs to write beside it, by their names in PERCENT_LAYERS.
         info: the raster that is mapped, for its grid.
-        classes: their values, names and colours.
+        legend: as of `legend_of`.
         origin: tags of `origin_tags`.
+        unknown_below: least confidence, 0 to 1, of what is mapped as a class.
     """
     with ExitStack() as stack:
-        finish = partial(_finish_class_raster, classes, origin)
+        finish = partial(_finish_class_raster, legend, origin)
         writers = [stack.enter_context(whole_raster(target, finish, **_profile(info, NODATA)))]
-        if confidence is not None:
-            finish = partial(_finish_confidence, origin)
-            writers.append(stack.enter_context(whole_raster(confidence, finish, **_profile(info, CONFIDENCE_NODATA))))
-        rows = RowBuffer(writers, info.width)
+        for path in layers.values():
+            finish = partial(_finish_percent, origin)
+            writers.append(stack.enter_context(whole_raster(path, finish, **_profile(info, PERCENT_NODATA))))
+        rows = RowBuffer(writers, [PERCENT_LAYERS[name] for name in layers], info.width, unknown_below)
         yield rows
         rows.flush()
-    for path in (target, confidence):
-        if path is not None:
-            _forget_sidecars(path)
-    write_bytes(Path(f"{target}.aux.xml"), _categories(classes))
+    for path in (target, *layers.values()):
+        _forget_sidecars(path)
+    write_bytes(Path(f"{target}.aux.xml"), _categories(legend))
 
 
 class RowBuffer:
     """Gathers strips to whole rows of the file's blocks, so that no block is compressed twice."""
 
-    def __init__(self, writers: Sequence[Callable[[np.ndarray, Window], None]], width: int) -> None:
-        self._writers = writers
+    def __init__(
+        self,
+        writers: Sequence[Callable[[np.ndarray, Window], None]],
+        layers: Sequence[Callable[[Strip], np.ndarray]],
+        width: int,
+        unknown_below: float,
+    ) -> None:
+        self.unknown = 0
+        self._writers, self._layers = writers, layers
         self._width = width
+        self._unknown_below = unknown_below
         self._row = 0
         self._rows: list[np.ndarray] = []
 
     def add(self, strip: Strip, mapped: np.ndarray) -> None:
         """Turns probabilities (K, h, W) into class values and percents, and writes the blocks that are complete."""
-        best = strip.probabilities.argmax(0)
-        sure = np.take_along_axis(strip.probabilities, best[None], 0)[0]
-        values = np.where(mapped, best + 1, NODATA).astype(np.uint8)
-        percent = np.where(mapped, np.rint(sure * 100), CONFIDENCE_NODATA).astype(np.uint8)
-        self._rows.append(np.stack([values, percent][: len(self._writers)]))
+        values = np.where(mapped, strip.probabilities.argmax(0) + 1, NODATA).astype(np.uint8)
+        if self._unknown_below > 0:
+            unsure = mapped & (strip.probabilities.max(0) < self._unknown_below)
+            values[unsure] = UNKNOWN
+            self.unknown += int(unsure.sum())
+        percents = [_percent(layer(strip), mapped) for layer in self._layers]
+        self._add(np.stack([values, *percents]))
+
+    def add_values(self, values: np.ndarray) -> None:
+        """Rows (h, W) uint8 as they are to be; for a class raster with nothing beside it."""
+        self._add(values[None])
+
+    def _add(self, rows: np.ndarray) -> None:
+        self._rows.append(rows)
         ready = sum(part.shape[1] for part in self._rows) // _BLOCK_PX * _BLOCK_PX
         if ready:
             self._write(ready)
@@ -90,6 +156,12 @@ class RowBuffer:
             writer(array, Window(0, self._row, self._width, count))
         self._row += count
         self._rows = [rows[:, count:]]
+
+
+def _percent(share: np.ndarray, mapped: np.ndarray) -> np.ndarray:
+    there = mapped & np.isfinite(share)
+    percent = np.rint(np.where(there, share, 0) * 100).clip(0, _MOST_PERCENT)
+    return np.where(there, percent, PERCENT_NODATA).astype(np.uint8)
 
 
 def origin_tags(model: Path, manifest: Manifest) -> dict[str, str]:
@@ -156,10 +228,10 @@ def _profile(info: RasterInfo, nodata: int) -> dict[str, Any]:
     }
 
 
-def _finish_class_raster(classes: Sequence[ClassInfo], origin: Mapping[str, str], part: Path) -> None:
+def _finish_class_raster(legend: Sequence[Mapping[str, Any]], origin: Mapping[str, str], part: Path) -> None:
     """Adds colours, class names, origin and overviews to a closed class raster."""
-    colors = {0: (0, 0, 0, 0), **{c.value: _rgba(c.color) for c in classes}}
-    names = json.dumps({str(c.value): c.name for c in classes}, ensure_ascii=False)
+    colors = {0: (0, 0, 0, 0), **{c["value"]: _rgba(c["color"]) for c in legend}}
+    names = json.dumps({str(c["value"]): c["name"] for c in legend}, ensure_ascii=False)
     with rasterio.open(part, "r+") as raster:
         raster.write_colormap(1, colors)
         raster.colorinterp = [ColorInterp.palette]
@@ -175,7 +247,7 @@ def _finish_class_raster(classes: Sequence[ClassInfo], origin: Mapping[str, str]
     _check_tags(part, origin)
 
 
-def _finish_confidence(origin: Mapping[str, str], part: Path) -> None:
+def _finish_percent(origin: Mapping[str, str], part: Path) -> None:
     with rasterio.open(part, "r+") as raster:
         raster.update_tags(**origin)
     _overviews(part, Resampling.average)
@@ -205,9 +277,9 @@ def _rgba(color: str) -> tuple[int, int, int, int]:
     return red, green, blue, 255
 
 
-def _categories(classes: Sequence[ClassInfo]) -> bytes:
+def _categories(legend: Sequence[Mapping[str, Any]]) -> bytes:
     """GDAL's sidecar with the category names, which a GeoTIFF itself cannot hold, and the date of the map."""
-    names = {c.value: c.name for c in classes}
+    names = {c["value"]: c["name"] for c in legend}
     date = datetime.now(UTC).isoformat(timespec="seconds")
     rows = "".join(
         f"      <Category>{html.escape(names.get(value, 'nodata' if value == 0 else ''))}</Category>\n"

@@ -60,8 +60,16 @@ class Classical:
 
     def probabilities(self, raw: Tensor) -> np.ndarray:
         """(B, K, h, w) float32 from raw chips (B, C, h, w) float32, invalid pixels filled."""
+        return self.of_chips(self.features(raw))
+
+    def features(self, raw: Tensor) -> np.ndarray:
+        """(B, h, w, F) float32 from raw chips (B, C, h, w) float32, invalid pixels filled."""
         with torch.inference_mode():
-            features = self.texture(raw).movedim(1, -1).cpu().contiguous().numpy()
+            found: np.ndarray = self.texture(raw).movedim(1, -1).cpu().contiguous().numpy()
+        return found
+
+    def of_chips(self, features: np.ndarray) -> np.ndarray:
+        """(B, K, h, w) float32 from what `features` gives."""
         found = self.of_features(features.reshape(-1, features.shape[-1]))
         return np.moveaxis(found.reshape(*features.shape[:-1], -1), -1, 1)
 

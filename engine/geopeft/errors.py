@@ -99,7 +99,9 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> JobError:
 
 
 _NO_MEMORY = re.compile(
-    r"out of memory|(cannot|can't|could not|unable to|failed to) allocate|bad.?alloc|can't start new thread",
+    r"out of memory|(cannot|can't|could not|unable to|failed to) allocate|bad.?alloc|can't start new thread"
+    # oneDNN says no more where its code or its buffers find no room.
+    r"|could not create a (primitive|memory object)",
     re.IGNORECASE,
 )
 

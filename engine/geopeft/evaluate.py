@@ -15,7 +15,7 @@ from geopeft.accuracy import Reliability, confusion, figures
 from geopeft.data.chips import SQUARE_PX
 from geopeft.data.labels import IGNORE, Labels, read_labels
 from geopeft.data.raster import RasterInfo, describe, still_same
-from geopeft.data.split import block_side_px
+from geopeft.data.split import block_side_px, squares_of
 from geopeft.errors import JobError, LabelError
 from geopeft.events import Reporter
 from geopeft.job import EvaluateJob
@@ -53,6 +53,8 @@ def run(job: EvaluateJob, reporter: Reporter) -> dict[str, Any]:
     block_m = round(float(np.mean([side * info.gsd_m for side, info in zip(sides, infos, strict=True)])), 1)
     result = figures([scores.blocks[key] for key in sorted(scores.blocks)], names, block_m)
     result["calibration"] = scores.reliability.figures()
+    blocks = result["blocks"]
+    result["split"] = f"the labels given, counted in {blocks} block{'s' * (blocks != 1)} of ground; no shape is cut"
     if not result["labels"]:
         message = "No labelled pixel lies where the raster has data and the model has a class."
         raise LabelError(message, "Check that labels and raster overlap.", "LABELS_EMPTY")
@@ -103,10 +105,37 @@ class _Scores:
 
 def label_block_px(labels: Labels, raster_index: int) -> float:
     """Side of the blocks of ground that a raster's labels are counted by: as wide as those of a class keep together."""
-    own = [shape for shape in labels.shapes if shape.raster_index == raster_index]
-    boxes = np.array([shape.bounds_px for shape in own], np.float64).reshape(-1, 4)
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-    return block_side_px(centres, np.array([shape.class_index for shape in own], np.int64), SQUARE_PX)
+    own, centres = _shape_centres(labels, raster_index)
+    classes = np.array([labels.shapes[number].class_index for number in own], np.int64)
+    return block_side_px(centres, classes, SQUARE_PX)
+
+
+def _shape_centres(labels: Labels, raster_index: int) -> tuple[list[int], np.ndarray]:
+    """Numbers of a raster's shapes, and row and column of the middle of each, (n, 2)."""
+    own = [number for number, shape in enumerate(labels.shapes) if shape.raster_index == raster_index]
+    boxes = np.array([labels.shapes[number].bounds_px for number in own], np.float64).reshape(-1, 4)
+    return own, (boxes[:, :2] + boxes[:, 2:]) / 2
+
+
+class BlockKeys:
+    """In which block of ground labelled pixels of a raster are counted: squares of `side` pixels. A shape counts as a
+    whole, in the square of its middle, with those close to it (`squares_of`); where no labels are given, in that of its
+    first pixel, so its pixels have to come from the top down."""
+
+    def __init__(self, side: float, labels: Labels | None = None, raster_index: int = 0) -> None:
+        self._side = side
+        self._home: dict[int, np.ndarray] = {}
+        if labels is not None:
+            own, centres = _shape_centres(labels, raster_index)
+            self._home = dict(zip(own, squares_of(centres, side), strict=True))
+
+    def of(self, rows: np.ndarray, cols: np.ndarray, shapes: np.ndarray) -> np.ndarray:
+        """(n, 2) int64 from the rows and columns in the raster, and the shapes (-1: none), each (n,)."""
+        keys = np.stack([rows // self._side, cols // self._side], 1).astype(np.int64)
+        for shape in np.unique(shapes[shapes >= 0]):
+            of_shape = shapes == shape
+            keys[of_shape] = self._home.setdefault(int(shape), keys[of_shape][0])
+        return keys
 
 
 def _score_raster(
@@ -120,8 +149,8 @@ def _score_raster(
     scores: _Scores,
     reporter: Reporter,
 ) -> None:
-    """Counts this raster's labelled pixels by squares of `side` pixels; a shape counts where it begins."""
-    home: dict[int, np.ndarray] = {}
+    """Counts this raster's labelled pixels by squares of `side` pixels; a shape counts as a whole."""
+    blocks = BlockKeys(side, labels, raster_index)
 
     def has_labels(window: Window) -> bool:
         return bool((labels.burn(raster_index, window)[0] != IGNORE).any())
@@ -129,11 +158,7 @@ def _score_raster(
     for strip in map_raster(runtime, info, bands, reporter, has_labels, "evaluate"):
         truth, shapes = _labelled(strip, labels, raster_index, to_model)
         rows, cols = np.nonzero(truth != IGNORE)
-        keys = np.stack([(rows + strip.row) // side, cols // side], 1).astype(np.int64)
-        owners = shapes[rows, cols]
-        for shape in np.unique(owners[owners >= 0]):
-            of_shape = owners == shape
-            keys[of_shape] = home.setdefault(int(shape), keys[of_shape][0])
+        keys = blocks.of(rows + strip.row, cols, shapes[rows, cols])
         for key in np.unique(keys, axis=0):
             at = (keys == key).all(1)
             place = (raster_index, int(key[0]), int(key[1]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,33 @@ import onnx
 import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from rasterio.windows import Window
 
 from geopeft import __version__
 from geopeft.classical import INPUT, ML_OPSET, OPSET, OUTPUT
-from geopeft.errors import OutputError
+from geopeft.data.raster import describe, open_raster
+from geopeft.errors import OutputError, RasterError
 from geopeft.events import Reporter
 from geopeft.job import ExportJob
-from geopeft.runtime import Runtime, fill_values
+from geopeft.onnx_keys import deepness_sentence, why_not_deepness, write_keys
+from geopeft.quantise import Loss, calibrated, measure, weights_only
+from geopeft.runtime import Runtime, fill_invalid, fill_values
 from geopeft.writing import check_target, whole_file, write_bytes
 
 TOLERANCE = 1e-3
+# Chips that an eight-bit model is calibrated and judged on: one half each.
+MOST_CHIPS, NOISE_CHIPS = 48, 8
+# What ONNX Runtime 1.12 reads, and what 1.17 reads: Deepness takes these and what lies between.
+OLD_OPSET, OLD_IR, NEW_IR = 17, 8, 9
+_NETWORK, _PROBABILITIES = "network", "probabilities"
+# Attributes that came with opset 18, at the values that mean what was before.
+_DEFAULTS_SINCE_18 = {
+    "Resize": (("antialias", 0, b""), ("keep_aspect_ratio_policy", 0, b"stretch")),
+    "ReduceMean": (("noop_with_empty_axes", 0, b""),),
+    "ReduceMax": (("noop_with_empty_axes", 0, b""),),
+}
+# Operators whose axes were an attribute before opset 18.
+_AXES_SINCE_18 = ("ReduceMean", "ReduceMax")
 
 
 class _Network(torch.nn.Module):
@@ -33,13 +51,19 @@ class _Network(torch.nn.Module):
         self.texture = (
             runtime.classical.texture if runtime.classical is not None and runtime.network_share < 1 else None
         )
-        self.temperature = runtime.manifest.blend.temperature
+        self.blend = runtime.manifest.blend
+        self.fill: torch.Tensor
+        self.register_buffer("fill", torch.from_numpy(fill_values(runtime.manifest.spec.bands))[:, None, None])
 
     def forward(self, raster: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """(B, C, H, W) raster values -> (B, K, H, W) probabilities, and (B * H * W, F) features for the trees."""
-        probabilities: torch.Tensor = (self.model(raster) / self.temperature).softmax(1)
+        # Other programs know no nodata: they feed what is there.
+        raster = torch.where(raster.isnan(), self.fill, raster)
+        logits = self.model(raster) / self.blend.temperature
         if self.texture is None:
+            probabilities: torch.Tensor = (logits * self.blend.sharpness).softmax(1)
             return probabilities
+        probabilities = logits.softmax(1)
         features = self.texture(raster)
         return probabilities, features.movedim(1, -1).reshape(-1, features.shape[1])
 
@@ -50,9 +74,11 @@ def run(job: ExportJob, reporter: Reporter) -> dict[str, Any]:
     check_target(out)
     runtime = Runtime.open(Path(job.model), "cpu", job.weights_dir, reporter)
     size = runtime.window_px
-    example = _example(runtime, 2, size)
+    chips = _chips_of(job.rasters, runtime, reporter) if job.int8 else None
+    outputs: dict[str, Any] = {"onnx": str(out), "input_px": size, "int8": None}
     with whole_file(out) as part:
-        _write(example, part, runtime)
+        proto = _graph(_example(runtime, 2, size), runtime)
+        onnx.save_model(proto, part, save_as_external_data=False)
         difference = _compare(part, runtime, size)
         if difference > TOLERANCE:
             raise OutputError(
@@ -60,11 +86,70 @@ def run(job: ExportJob, reporter: Reporter) -> dict[str, Any]:
                 "It was not kept; please report this model.",
                 "ONNX_DIFFERS",
             )
+        if chips is not None:
+            proto, loss = _in_eight_bits(proto, runtime, chips, reporter)
+            outputs["int8"] = loss.as_json()
+            onnx.save_model(proto, part, save_as_external_data=False)
     reporter.message(f"ONNX written; largest difference from the model {difference:.1g} in probability.")
-    outputs: dict[str, Any] = {"onnx": str(out), "max_difference": difference, "input_px": size}
+    reporter.message(deepness_sentence(runtime.manifest))
+    outputs["max_difference"] = difference
+    outputs["deepness"] = not why_not_deepness(runtime.manifest)
     if job.json_file:
         write_bytes(Path(job.json_file), json.dumps(outputs, indent=1).encode())
     return outputs
+
+
+def _in_eight_bits(
+    proto: onnx.ModelProto, runtime: Runtime, chips: np.ndarray, reporter: Reporter
+) -> tuple[onnx.ModelProto, Loss]:
+    """The same model in eight bits, with what that costs among its keys; OutputError where it costs too much.
+
+    Args:
+        chips: (n, C, side, side) float32 of the rasters; none of them: the weights alone are stored in eight bits.
+    """
+    network = _NETWORK if any(_NETWORK in node.output for node in proto.graph.node) else _PROBABILITIES
+    if len(chips):
+        small = calibrated(proto, network, chips[::2])
+        method, judges = "static", chips[1::2]
+    else:
+        small = weights_only(proto, network)
+        method, judges = "weights", _example(runtime, NOISE_CHIPS, runtime.window_px).numpy()
+    del small.metadata_props[:]
+    small.metadata_props.extend(proto.metadata_props)
+    bodies = [model.SerializeToString() for model in (proto, small)]
+    loss = measure(*bodies, judges, method=method, is_real=len(chips) > 0)
+    _add_keys(small, {"int8": json.dumps(loss.as_json())})
+    reporter.message(f"{loss.sentence()} The file has {len(bodies[1]) / len(bodies[0]):.0%} of its size before.")
+    if not len(chips):
+        reporter.message("Without rasters to calibrate on, the file is smaller but not faster: give some with --rasters.")
+    return small, loss
+
+
+def _chips_of(rasters: Sequence[str], runtime: Runtime, reporter: Reporter) -> np.ndarray:
+    """(n, C, side, side) float32 from all over the rasters, in the model's units, invalid pixels filled."""
+    bands = runtime.manifest.spec.bands
+    side, fill = runtime.window_px, fill_values(bands)
+    chips: list[np.ndarray] = []
+    for path in rasters:
+        info = describe(path)
+        own = runtime.bands_of(info, ())
+        scale, offset = runtime.to_model_units(info, own, reporter)
+        height, width = (min(side, length) for length in info.geobox.shape)
+        rng = np.random.default_rng(0)
+        with open_raster(info, [band.index for band in own]) as reader:
+            taken = 0
+            for _ in range(4 * MOST_CHIPS):
+                row, col = (int(rng.integers(0, n - s + 1)) for n, s in zip(info.geobox.shape, (height, width), strict=True))
+                values, valid = reader.read(Window(col, row, width, height))
+                if valid.mean() > 0.5:
+                    values = fill_invalid(values * scale[:, None, None] + offset[:, None, None], valid, fill)
+                    chips.append(np.pad(values, [(0, 0), (0, side - height), (0, side - width)], mode="edge"))
+                    taken += 1
+                if taken * len(rasters) >= MOST_CHIPS:
+                    break
+    if rasters and len(chips) < 2:
+        raise RasterError("The rasters hold too few values to calibrate on.", "Choose others.", "RASTER_EMPTY")
+    return np.stack(chips) if chips else np.zeros((0, len(bands), side, side), np.float32)
 
 
 def _example(runtime: Runtime, batch: int, size: int) -> torch.Tensor:
@@ -76,7 +161,8 @@ def _example(runtime: Runtime, batch: int, size: int) -> torch.Tensor:
     return torch.from_numpy(noise * spread[:, None, None] + fill_values(bands)[:, None, None])
 
 
-def _write(example: torch.Tensor, part: Path, runtime: Runtime) -> None:
+def _graph(example: torch.Tensor, runtime: Runtime) -> onnx.ModelProto:
+    """The whole model with its keys."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     network = _Network(runtime).eval()
     program = torch.onnx.export(
@@ -84,7 +170,7 @@ def _write(example: torch.Tensor, part: Path, runtime: Runtime) -> None:
         (example,),
         dynamo=True,
         input_names=["raster"],
-        output_names=["probabilities"] if network.texture is None else ["network", INPUT],
+        output_names=[_PROBABILITIES] if network.texture is None else [_NETWORK, INPUT],
         dynamic_shapes={"raster": {0: torch.export.Dim("batch", min=1, max=4096)}},
         opset_version=OPSET,
         verbose=False,
@@ -93,22 +179,58 @@ def _write(example: torch.Tensor, part: Path, runtime: Runtime) -> None:
         raise OutputError("The model could not be written as ONNX.", "Please report this model.", "ONNX_DIFFERS")
     proto = program.model_proto
     if runtime.classical is not None and network.texture is not None:
-        _blend(proto, runtime.classical.model, runtime.network_share, example)
-    manifest = runtime.manifest
-    values = {
-        "class_names": json.dumps({str(i): c.name for i, c in enumerate(manifest.classes)}),
-        "bands": json.dumps([band.name for band in manifest.spec.bands]),
-        "gsd_m": json.dumps(manifest.spec.gsd_m),
-        "producer": f"geopeft {__version__}",
-        "base_weights_licence": manifest.base_weights.licence,
-    }
-    for key, value in values.items():
+        _blend(proto, runtime.classical.model, runtime.network_share, runtime.manifest.blend.sharpness, example)
+    proto = _for_older_readers(proto)
+    keys = write_keys(runtime.manifest, runtime.window_px, runtime.overlap_px)
+    _add_keys(proto, keys | {"producer": f"geopeft {__version__}"})
+    return proto
+
+
+def _add_keys(proto: onnx.ModelProto, keys: Mapping[str, str]) -> None:
+    for key, value in keys.items():
         entry = proto.metadata_props.add()
         entry.key, entry.value = key, value
-    onnx.save_model(proto, part, save_as_external_data=False)
 
 
-def _blend(proto: onnx.ModelProto, classical: bytes, network_share: float, example: torch.Tensor) -> None:
+def _for_older_readers(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The same model as files of 2022 were, which Deepness' runtime reads, where it needs no newer operator.
+
+    What the exporter says of itself in every operator (paths of this machine among it) is left out.
+    """
+    for node in proto.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info, *proto.graph.initializer):
+        del value.metadata_props[:]
+        value.doc_string = ""
+    del proto.graph.metadata_props[:]
+    del proto.graph.value_info[:]
+    proto.producer_name, proto.producer_version = "geopeft", __version__
+    older = onnx.ModelProto()
+    older.CopyFrom(proto)
+    older.ir_version = OLD_IR
+    for entry in older.opset_import:
+        if entry.domain == "":
+            entry.version = OLD_OPSET
+    constants = {tensor.name: tensor for tensor in older.graph.initializer}
+    for node in older.graph.node:
+        if node.op_type in _AXES_SINCE_18 and len(node.input) > 1 and node.input[1] in constants:
+            axes = numpy_helper.to_array(constants[node.input.pop()]).tolist()
+            node.attribute.append(helper.make_attribute("axes", axes))
+        news = [a for a in node.attribute if (a.name, a.i, a.s) in _DEFAULTS_SINCE_18.get(node.op_type, ())]
+        for attribute in news:
+            node.attribute.remove(attribute)
+    try:
+        onnx.checker.check_model(older)
+    except onnx.checker.ValidationError:
+        proto.ir_version = NEW_IR
+        return proto
+    return older
+
+
+def _blend(
+    proto: onnx.ModelProto, classical: bytes, network_share: float, sharpness: float, example: torch.Tensor
+) -> None:
     """Adds the classical part to a graph that gives `network` and the features, and makes `probabilities` of both."""
     graph, other = proto.graph, onnx.load_model_from_string(classical).graph
     classes = graph.output[0].type.tensor_type.shape.dim[1].dim_value
@@ -117,6 +239,8 @@ def _blend(proto: onnx.ModelProto, classical: bytes, network_share: float, examp
         "blend_grid": np.array([-1, height, width, classes], np.int64),
         "network_share": np.array([network_share], np.float32),
         "classical_share": np.array([1 - network_share], np.float32),
+        "sharpness": np.array([sharpness], np.float32),
+        "class_axis": np.array([1], np.int64),
     }
     graph.node.extend(other.node)
     graph.initializer.extend(other.initializer)
@@ -126,14 +250,17 @@ def _blend(proto: onnx.ModelProto, classical: bytes, network_share: float, examp
             helper.make_node("Reshape", [OUTPUT, "blend_grid"], ["classical_rows"]),
             helper.make_node("Transpose", ["classical_rows"], ["classical_maps"], perm=[0, 3, 1, 2]),
             helper.make_node("Mul", ["classical_maps", "classical_share"], ["classical_weighted"]),
-            helper.make_node("Mul", ["network", "network_share"], ["network_weighted"]),
-            helper.make_node("Add", ["network_weighted", "classical_weighted"], ["probabilities"]),
+            helper.make_node("Mul", [_NETWORK, "network_share"], ["network_weighted"]),
+            helper.make_node("Add", ["network_weighted", "classical_weighted"], ["mixed"]),
+            helper.make_node("Pow", ["mixed", "sharpness"], ["raised"]),
+            helper.make_node("ReduceSum", ["raised", "class_axis"], ["raised_sum"], keepdims=1),
+            helper.make_node("Div", ["raised", "raised_sum"], [_PROBABILITIES]),
         ]
     )
     batch = graph.output[0].type.tensor_type.shape.dim[0].dim_param
     del graph.output[:]
     shape = [batch, classes, height, width]
-    graph.output.append(helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, shape))
+    graph.output.append(helper.make_tensor_value_info(_PROBABILITIES, TensorProto.FLOAT, shape))
     proto.opset_import.append(helper.make_opsetid("ai.onnx.ml", ML_OPSET))
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from geopeft import __version__, package
+from geopeft.applicability import Applicability
 from geopeft.baselines import winner_sentence
 from geopeft.blending import Forecast, blend_sentence, fit_parts, forecasts, measure, network_prior
 from geopeft.checkpoint import Checkpoint, checkpoint_path
@@ -24,9 +25,10 @@ from geopeft.data.chips import ChipReader, ChipSampler, Site, find_sites, labels
 from geopeft.data.labels import LabelClass
 from geopeft.data.memory import Memory
 from geopeft.data.raster import still_same
+from geopeft.data.split import blocks_of
 from geopeft.errors import JobError, LabelError
 from geopeft.events import Reporter
-from geopeft.forest import Pixels, fit_probe, fit_texture, gather_pixels
+from geopeft.forest import Pixels, fit_applicability, fit_probe, fit_texture, gather_pixels
 from geopeft.holdout import HeldOut, hold_out, more_folds, split_sentence
 from geopeft.job import FitJob
 from geopeft.judging import Course, Lesson, history, judge_folds, trainings
@@ -34,7 +36,7 @@ from geopeft.models import SegmentationModel, build, describe_parameters
 from geopeft.prepare import Prepared, prepare
 from geopeft.report import page_path, write_beside
 from geopeft.report.origin import environment, job_record, without_folders
-from geopeft.runtime import PROJECTION, choose_device, fill_values, peak_memory_mb
+from geopeft.runtime import PROJECTION, SEEN_POINTS, SEEN_SCALE, choose_device, fill_values, peak_memory_mb
 from geopeft.starting import Start, to_keep
 from geopeft.training import BATCH, FINISH_SHARE, Pace, Trainer
 from geopeft.writing import check_target, write_bytes
@@ -75,6 +77,8 @@ def run(job: FitJob, reporter: Reporter) -> dict[str, Any]:
     manifest = _manifest(job, prepared, model, metrics, fitted, counts, reporter)
     weights = {name: tensor.numpy() for name, tensor in model.trainable_state().items()}
     weights[PROJECTION] = fitted.classical.texture.projection.flatten(1).numpy()
+    if fitted.seen is not None:
+        weights |= {SEEN_SCALE: fitted.seen.scale, SEEN_POINTS: fitted.seen.points}
     package.write(out, manifest, weights, fitted.classical.model, fitted.to_go_on)
     checkpoint.unlink(missing_ok=True)
     outputs: dict[str, Any] = {"model": str(out), "figures": metrics}
@@ -92,6 +96,7 @@ class Fitted:
         metrics: figures on the held-out labels.
         how: how it was trained.
         classical, blend: the classical part, and how it is blended with the network.
+        seen: what the labels have shown; None where they lie in too few places to tell.
         to_go_on: what a training needs that starts from this model.
         seconds_before: what earlier runs took, where this one went on from a checkpoint.
     """
@@ -100,6 +105,7 @@ class Fitted:
     how: dict[str, Any]
     classical: Classical
     blend: package.Blend
+    seen: Applicability | None
     to_go_on: dict[str, np.ndarray]
     seconds_before: float
 
@@ -162,10 +168,12 @@ def _train(
         course = Course(initial, steps, until, step_s * until, end)
         judged = judge_folds(lesson, model, folds, first, course, kept, reporter) if more else [first]
         model.load_trainable_state(final)
+    blocks = np.unique(blocks_of(sites, size), axis=0, return_inverse=True)[1].ravel()
+    seen = fit_applicability(pixels, blocks, job.seed)
     blend, metrics = _judge(job, prepared, sites, folds, judged, reporter)
     how: dict[str, Any] = {"steps": done, "best_step": trainer.best_step, "batch": BATCH}
     how |= {"chip_size_px": size, "rank": job.rank} | ({"start_sha256": start.sha256} if start is not None else {})
-    return Fitted(metrics | {"history": history(trainer.curve)}, how, classical, blend, to_go_on, before_s)
+    return Fitted(metrics | {"history": history(trainer.curve)}, how, classical, blend, seen, to_go_on, before_s)
 
 
 def _judge(
@@ -317,6 +325,7 @@ def _manifest(
         hyperparameters=fitted.how | counts,
         classical=fitted.classical.texture.spec,
         blend=fitted.blend,
+        outside_beyond=round(fitted.seen.threshold, 5) if fitted.seen is not None else None,
         seed=job.seed,
         job=job_record(job),
         environment=environment(next(model.parameters()).device.type, torch.get_num_threads()),

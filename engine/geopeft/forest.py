@@ -1,4 +1,5 @@
-"""Fits what needs no training loop: the classical part and the probe, from a sample of the labelled pixels."""
+"""Fits what needs no training loop, from a sample of the labelled pixels: the classical part, the probe, and what the
+model has seen."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from geopeft.applicability import Applicability, find_applicability
 from geopeft.classical import classical_graph
 from geopeft.data.chips import SQUARE_PX, ChipReader, Site
 from geopeft.models import SegmentationModel
@@ -222,6 +224,28 @@ def _folds(pixels: Pixels, rng: np.random.Generator) -> np.ndarray:
     return folds
 
 
+def fit_applicability(pixels: Pixels, blocks: np.ndarray, seed: int) -> Applicability | None:
+    """What these pixels have shown, in features that count as much as they decide between classes.
+
+    Args:
+        blocks: block of ground of every place that `Pixels.sites` speaks of.
+    """
+    if len(np.unique(pixels.classes)) < 2:
+        return None
+    importance = _fit_trees(pixels, FOLD_TREES, seed).feature_importances_
+    mean = np.average(pixels.features, axis=0, weights=pixels.weights)
+    spread = _spread(pixels.features, mean, pixels.weights)
+    scale = importance / max(importance.max(), 1e-12) / spread
+    return find_applicability(pixels.features, scale, pixels.classes, pixels.sites, blocks[pixels.sites], seed)
+
+
+def _spread(seen: np.ndarray, mean: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Deviation of features; one that hardly varies where labels are may vary a lot elsewhere."""
+    spread = np.sqrt(np.average((seen - mean) ** 2, axis=0, weights=weights))
+    result: np.ndarray = spread + 1e-2 * spread.mean() + 1e-6
+    return result
+
+
 def _fit_trees(pixels: Pixels, count: int, seed: int) -> Any:
     from sklearn.ensemble import ExtraTreesClassifier
 
@@ -254,9 +278,7 @@ def _fit_linear(
         return weights, biases
     seen = seen.astype(np.float64)
     mean = np.average(seen, axis=0, weights=pixels.weights)
-    spread = np.sqrt(np.average((seen - mean) ** 2, axis=0, weights=pixels.weights))
-    # A feature that hardly varies where labels are may vary a lot elsewhere.
-    spread = spread + 1e-2 * spread.mean() + 1e-6
+    spread = _spread(seen, mean, pixels.weights)
     model = LogisticRegression(C=inverse_penalty, max_iter=300)
     model.fit((seen - mean) / spread, pixels.classes, sample_weight=pixels.weights)
     coefficients = model.coef_ / spread

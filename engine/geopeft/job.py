@@ -143,10 +143,21 @@ class PredictJob(Job):
     """Map rasters with a model package."""
 
     job: Literal["predict"] = "predict"
-    model: str = Field(description="model package", json_schema_extra=POSITIONAL)
+    model: str = Field(description="model package, or an ONNX file", json_schema_extra=POSITIONAL)
     rasters: tuple[str, ...] = RastersField
     out: str = Field(description="class raster to write (one raster), or folder (several)")
     confidence: bool = Field(default=False, description="also write a raster of the confidence in percent")
+    entropy: bool = Field(
+        default=False, description="also write a raster of the entropy in percent: 0 = certain, 100 = all classes alike"
+    )
+    outside: bool = Field(
+        default=False,
+        description="also write a raster of how unlike the labels a pixel is, in percent: above 100 it lies outside "
+        "what the model has seen",
+    )
+    unknown_below: float = Field(
+        default=0.0, ge=0, le=100, description="pixels of less confidence, in percent, are mapped as unknown; 0: none"
+    )
     polygons: bool = Field(default=False, description="also write the map as polygons (GeoPackage)")
     aoi: str = Field(default="", description="polygons (FILE or FILE:layer): only windows that touch them are mapped")
     bands: tuple[str, ...] = BandsField
@@ -234,12 +245,95 @@ class SuspectsJob(Job):
     help: ClassVar[str] = "list labels that are likely wrong"
 
 
+class SuggestJob(Job):
+    """List the places whose labels would teach the map the most, the best first."""
+
+    job: Literal["suggest"] = "suggest"
+    rasters: tuple[str, ...] = RastersField
+    labels: str = LabelsField
+    class_field: str = ClassField
+    bands: tuple[str, ...] = BandsField
+    radiometry: Radiometry = RadiometryField
+    background: str = BackgroundField
+    area: str = Field(
+        default="", description="polygons (FILE or FILE:layer) that bound the places, and the background class"
+    )
+    classes: tuple[ClassStyle, ...] = Field(default=(), description="names, order and colours of the classes")
+    line_width_px: float = LineWidthField
+    count: int = Field(default=10, ge=1, le=20, description="places at most")
+    seed: int = SeedField
+    out: str = Field(description="GeoPackage to write: the places to label next")
+    json_file: str = JsonField
+
+    help: ClassVar[str] = "list the places to label next"
+
+
+class SampleJob(Job):
+    """Draw a stratified random sample of a map, to be labelled, from which areas can be estimated."""
+
+    job: Literal["sample"] = "sample"
+    map: str = Field(description="class raster: one band of whole numbers", json_schema_extra=POSITIONAL)
+    out: str = Field(description="GeoPackage to write: the points to label, and how they were drawn")
+    points: int = Field(default=0, ge=0, le=100_000, description="points in all; 0: chosen from the standard error")
+    fewest: int = Field(default=20, ge=2, le=10_000, description="points of each mapped class at least")
+    standard_error: float = Field(
+        default=0.02, gt=0, le=0.2, description="standard error of the overall accuracy that is wanted"
+    )
+    aoi: str = Field(default="", description="polygons (FILE or FILE:layer): only pixels inside are drawn from")
+    seed: int = SeedField
+    json_file: str = JsonField
+
+    help: ClassVar[str] = "draw a random sample of a map, to estimate areas from"
+
+
+class AreaJob(Job):
+    """Estimate areas and accuracy, with intervals, from a sample that `sample` drew and somebody has labelled."""
+
+    job: Literal["area"] = "area"
+    points: str = Field(description="GeoPackage that `sample` wrote, labelled", json_schema_extra=POSITIONAL)
+    class_field: str = Field(default="class", description="field with what is there: a class's name or its value")
+    other_classes: tuple[str, ...] = Field(default=(), description="names of classes that the map does not have")
+    out: str = Field(default="", description="table to write, as CSV")
+    json_file: str = JsonField
+
+    help: ClassVar[str] = "estimate areas and accuracy from a labelled sample"
+
+
+class CompareJob(Job):
+    """Compare two maps, or two models, on the same labels, and show where they disagree."""
+
+    job: Literal["compare"] = "compare"
+    one: str = Field(description="model package or class raster", json_schema_extra=POSITIONAL)
+    other: str = Field(description="model package or class raster to compare with", json_schema_extra=POSITIONAL)
+    rasters: tuple[str, ...] = Field(
+        default=(), description="rasters that a model maps; none for two class rasters", json_schema_extra=POSITIONAL
+    )
+    labels: str = Field(
+        default="", description="labels to judge both on, as FILE or FILE:layer, or a label raster; empty: none"
+    )
+    class_field: str = ClassField
+    background: str = BackgroundField
+    area: str = AreaField
+    bands: tuple[str, ...] = BandsField
+    line_width_px: float = LineWidthField
+    out: str = Field(default="", description="raster to write: where the two disagree, on the grid of the first")
+    device: Device = DeviceField
+    weights_dir: str = WeightsField
+    json_file: str = JsonField
+
+    help: ClassVar[str] = "compare two maps or models"
+
+
 class ExportJob(Job):
     """Write a model package as ONNX."""
 
     job: Literal["export"] = "export"
     model: str = Field(description="model package", json_schema_extra=POSITIONAL)
     onnx: str = Field(description="ONNX file to write")
+    int8: bool = Field(default=False, description="store and compute the network in eight bits; the loss is told")
+    rasters: tuple[str, ...] = Field(
+        default=(), description="rasters to calibrate eight bits on; none: only the weights are stored in eight bits"
+    )
     weights_dir: str = WeightsField
     json_file: str = JsonField
 
@@ -311,6 +405,10 @@ AnyJob = (
     | PreviewJob
     | EvaluateJob
     | SuspectsJob
+    | SuggestJob
+    | SampleJob
+    | AreaJob
+    | CompareJob
     | ExportJob
     | InspectJob
     | ReportJob
@@ -327,6 +425,10 @@ JOB_TYPES: dict[str, type[Job]] = {
         PreviewJob,
         EvaluateJob,
         SuspectsJob,
+        SuggestJob,
+        SampleJob,
+        AreaJob,
+        CompareJob,
         ExportJob,
         InspectJob,
         ReportJob,

@@ -23,20 +23,19 @@ from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError
 from safetensors import numpy as safetensors_numpy
 
 from geopeft.errors import PackageError
 from geopeft.events import Reporter
 from geopeft.job import InspectJob, Radiometry
-from geopeft.models.spec import ModelSpec, TextureSpec
+from geopeft.models.spec import SHARPNESS_RANGE, ModelSpec, TextureSpec
+from geopeft.tensors import read_tensors
 from geopeft.writing import check_target, write_bytes
 
 SCHEMA_VERSION = 4
 MANIFEST, WEIGHTS, FOREST, START = "manifest.json", "weights.safetensors", "forest.onnx", "start.safetensors"
 _LIMITS = {MANIFEST: 4 << 20, WEIGHTS: 8 << 30, FOREST: 64 << 20, START: 64 << 20}
 _OPTIONAL = {FOREST, START}
-_MAX_HEADER_BYTES = 1 << 20
 _MAX_DIRECTORY_BYTES = 64 << 10
 _MAX_TENSORS = 4096
 # Larger weights, however finite, make a map of nothing but overflow.
@@ -71,12 +70,22 @@ class BaseWeights(BaseModel):
 
 
 class Blend(BaseModel):
-    """One map of two parts: network * softmax(logits / temperature) + (1 - network) * classical."""
+    """One map of two parts: (network * softmax(logits / temperature) + (1 - network) * classical) ** sharpness, which
+    is brought to a sum of 1 again."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     network: float = Field(default=1.0, ge=0, le=1)
     temperature: float = Field(default=1.0, gt=0.01, le=100)
+    sharpness: float = Field(default=1.0, ge=SHARPNESS_RANGE[0], le=SHARPNESS_RANGE[1])
+
+    def sharpen(self, mixed: np.ndarray) -> np.ndarray:
+        """Probabilities (n, K, ...) of the two parts together as those of the map; the likeliest class stays that."""
+        if self.sharpness == 1:
+            return mixed
+        raised = mixed**self.sharpness
+        result: np.ndarray = raised / raised.sum(1, keepdims=True)
+        return result
 
 
 class Manifest(BaseModel):
@@ -93,6 +102,13 @@ class Manifest(BaseModel):
     base_weights: BaseWeights
     classical: TextureSpec | None = Field(default=None, description="features of the classical part; null: none")
     blend: Blend = Blend()
+    outside_beyond: float | None = Field(
+        default=None,
+        gt=0,
+        le=1e6,
+        description="dissimilarity index (Meyer and Pebesma 2021) beyond which a pixel lies outside what the model has "
+        "seen; null: not known",
+    )
     radiometry: str = Field(description="what the training rasters' values are: reflectance, display or unknown")
     radiometry_rule: Radiometry = Field(default="auto", description="how that was found, or what the user said")
     dtype: str
@@ -132,18 +148,22 @@ def write(
         {WEIGHTS: _body(weights)} | ({FOREST: forest} if forest else {}) | ({START: _body(start)} if start else {})
     )
     checksums = {name: hashlib.sha256(data).hexdigest() for name, data in members.items()}
-    manifest = manifest.model_copy(update={"sha256": checksums})
-    data = _plain(manifest.model_dump(mode="json"))
-    data["sha256"][MANIFEST] = _own_checksum(data)
+    text = manifest_text(manifest.model_copy(update={"sha256": checksums}))
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        text = json.dumps(data, indent=1, ensure_ascii=False)
-        archive.writestr(zipfile.ZipInfo(MANIFEST, _EPOCH), text.encode())
+        archive.writestr(zipfile.ZipInfo(MANIFEST, _EPOCH), text)
         for name, data in members.items():
             archive.writestr(zipfile.ZipInfo(name, _EPOCH), data)
     whole = buffer.getvalue()
     check_target(path, len(whole))
     write_bytes(path, whole)
+
+
+def manifest_text(manifest: Manifest) -> bytes:
+    """A manifest as JSON that vouches for itself; `parse_manifest` reads it."""
+    data = _plain(manifest.model_dump(mode="json"))
+    data["sha256"][MANIFEST] = _own_checksum(data)
+    return json.dumps(data, indent=1, ensure_ascii=False).encode()
 
 
 def _plain(value: Any) -> Any:
@@ -163,7 +183,7 @@ def _body(arrays: Mapping[str, np.ndarray]) -> bytes:
 def read(path: Path) -> Package:
     """Opens a package and checks it throughout; PackageError in one sentence where anything is not as it should be."""
     members = _members(path)
-    manifest = _manifest(path, members[MANIFEST])
+    manifest = parse_manifest(path, members[MANIFEST])
     for name, what in ((WEIGHTS, "weights are not the ones"), (FOREST, "forest is not the one"),
                        (START, "weights to go on from are not the ones")):  # fmt: skip
         found = hashlib.sha256(members[name]).hexdigest() if name in members else None
@@ -181,7 +201,7 @@ def read(path: Path) -> Package:
 
 def read_manifest(path: Path) -> Manifest:
     """Only the manifest, without touching the weights."""
-    return _manifest(path, _members(path, only=MANIFEST)[MANIFEST])
+    return parse_manifest(path, _members(path, only=MANIFEST)[MANIFEST])
 
 
 def run(job: InspectJob, reporter: Reporter) -> dict[str, Any]:
@@ -238,7 +258,8 @@ def _check_members(path: Path, infos: Sequence[zipfile.ZipInfo]) -> None:
             raise _too_large(path, f"its member {info.filename} has {info.file_size / 1e6:.0f} MB")
 
 
-def _manifest(path: Path, text: bytes) -> Manifest:
+def parse_manifest(path: Path, text: bytes) -> Manifest:
+    """A manifest from `manifest_text`; PackageError that names `path` where it is not valid or was changed."""
     try:
         data = json.loads(text.decode("utf-8"), object_pairs_hook=_once, parse_constant=_number, parse_float=_number)
         version = data.get("schema_version") if isinstance(data, dict) else None
@@ -290,15 +311,13 @@ def _number(text: str) -> float:
 
 
 def _tensors(path: Path, body: bytes) -> dict[str, np.ndarray]:
-    """Arrays from safetensors, after a look at the header: a huge one or many empty tensors would stall the reader."""
-    if len(body) < 8 or struct.unpack("<Q", body[:8])[0] > min(_MAX_HEADER_BYTES, len(body) - 8):
-        raise _too_large(path, "the header of its weights is longer than it may be")
+    """Arrays from safetensors, all of them finite."""
     try:
-        tensors = safetensors_numpy.load(body)
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        tensors = read_tensors(body, _MAX_TENSORS)
+    except OverflowError as error:
+        raise _too_large(path, str(error)) from error
+    except ValueError as error:
         raise _broken(path, f"its weights cannot be read ({error})") from error
-    if len(tensors) > _MAX_TENSORS:
-        raise _too_large(path, f"it holds {len(tensors)} tensors")
     for name, array in tensors.items():
         if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
             raise _absurd(path, f"its tensor {name[:80]} holds values that are not finite")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import sys
@@ -10,6 +11,7 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -17,14 +19,24 @@ from typing import Any
 import numpy as np
 from rasterio.windows import Window
 
-from geopeft.class_raster import class_raster, origin_tags
+from geopeft.class_raster import PERCENT_LAYERS, class_raster, legend_of, origin_tags
 from geopeft.data.labels import read_area
 from geopeft.data.raster import RasterInfo, describe, open_dataset, still_same
-from geopeft.errors import Canceled, GeopeftError, JobError, LabelError, is_out_of_memory, out_of_memory
+from geopeft.errors import (
+    Canceled,
+    GeopeftError,
+    JobError,
+    LabelError,
+    PackageError,
+    is_out_of_memory,
+    out_of_memory,
+)
 from geopeft.events import Level, Reporter
 from geopeft.holding import hold, part_of
 from geopeft.job import PredictJob
-from geopeft.runtime import Runtime, Strip, map_raster, peak_memory_mb, window_starts
+from geopeft.mapper import Mapper
+from geopeft.onnx_model import open_mapper
+from geopeft.runtime import Strip, map_raster, peak_memory_mb, window_starts
 from geopeft.vectorize import vectorize
 from geopeft.writing import check_target, write_bytes
 
@@ -32,6 +44,9 @@ _RASTER_SUFFIXES = (".tif", ".tiff")
 # What no file system takes in a name, and how much of a raster's name a map keeps, in bytes.
 _UNFIT = re.compile(r'[<>:"/\\|?*\x00-\x1f]+')
 _NAME_BYTES = 180
+# Of the rasters that a model was trained on, less than this lies outside what it has seen.
+MUCH_OUTSIDE = 0.25
+ENOUGH_PIXELS, SPARSE_PX = 4000, 8
 
 
 def run(job: PredictJob, reporter: Reporter) -> dict[str, Any]:
@@ -46,7 +61,12 @@ def run(job: PredictJob, reporter: Reporter) -> dict[str, Any]:
     """
     start = time.monotonic()
     targets = _targets(job)
-    runtime = Runtime.open(Path(job.model), job.device, job.weights_dir, reporter)
+    runtime = open_mapper(Path(job.model), job.device, job.weights_dir, reporter)
+    if job.outside and runtime.seen is None:
+        message = (
+            f"{Path(job.model).name} does not tell what it has seen: its labels lay in too few places, or it is old."
+        )
+        raise PackageError(message, "Train it again with more places, or leave that layer out.", "PACKAGE_NO_OUTSIDE")
     done, failures = _map_all(job, runtime, targets, reporter)
     outputs: dict[str, Any] = {
         "rasters": done,
@@ -61,7 +81,7 @@ def run(job: PredictJob, reporter: Reporter) -> dict[str, Any]:
 
 
 def _map_all(
-    job: PredictJob, runtime: Runtime, targets: Sequence[Path], reporter: Reporter
+    job: PredictJob, runtime: Mapper, targets: Sequence[Path], reporter: Reporter
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     """The maps that were made, and the rasters that failed."""
     count = len(targets)
@@ -130,7 +150,7 @@ class _OneOfMany(Reporter):
         self._whole.progress(stage, current, total, at_most_s)
 
 
-def _window_count(raster: str, runtime: Runtime, reporter: Reporter) -> int:
+def _window_count(raster: str, runtime: Mapper, reporter: Reporter) -> int:
     """How many windows a raster is mapped in; 1 for a raster that cannot be opened, which is told later."""
     reporter.check_canceled()
     try:
@@ -193,13 +213,13 @@ def _targets(job: PredictJob) -> list[Path]:
 
 def _written(job: PredictJob, target: Path) -> list[Path]:
     """The files that a raster's map is made of."""
-    confidence = [_confidence_path(target)] if job.confidence else []
     polygons = [_polygons_path(target)] if job.polygons else []
-    return [target, Path(f"{target}.aux.xml"), *confidence, *polygons]
+    return [target, Path(f"{target}.aux.xml"), *_layer_paths(job, target).values(), *polygons]
 
 
-def _confidence_path(target: Path) -> Path:
-    return target.with_name(f"{target.stem}_confidence.tif")
+def _layer_paths(job: PredictJob, target: Path) -> dict[str, Path]:
+    """The rasters beside the map that are asked for, by their names."""
+    return {name: target.with_name(f"{target.stem}_{name}.tif") for name in PERCENT_LAYERS if getattr(job, name)}
 
 
 def _polygons_path(target: Path) -> Path:
@@ -226,39 +246,68 @@ def _stem(raster: str) -> str:
 
 
 def _map_one(
-    job: PredictJob, runtime: Runtime, raster: str, target: Path, origin: Mapping[str, str], reporter: Reporter
+    job: PredictJob, runtime: Mapper, raster: str, target: Path, origin: Mapping[str, str], reporter: Reporter
 ) -> dict[str, Any]:
     """Writes what is wanted of one raster and describes it."""
     start = time.monotonic()
     info = describe(raster)
-    classes = runtime.manifest.classes
+    legend = legend_of(runtime.manifest.classes, job.unknown_below > 0)
     _refuse_overwriting(job, info, target)
-    check_target(target, info.height * info.width * (2 if job.confidence or job.polygons else 1))
-    confidence, polygons = _confidence_path(target), _polygons_path(target)
-    if not job.confidence:
-        # Polygons need the confidence; where nobody else does, it is a file that comes and goes.
-        confidence = part_of(target, ".confidence.tif")
+    asked, polygons = _layer_paths(job, target), _polygons_path(target)
+    # Polygons need the confidence; where nobody else does, it is a file that comes and goes.
+    layers = asked if not job.polygons else {"confidence": part_of(target, ".confidence.tif")} | asked
+    check_target(target, info.height * info.width * (1 + len(layers)))
     try:
-        writes = confidence if job.confidence or job.polygons else None
-        share = _write_map(job, runtime, info, target, writes, {**origin, "GEOPEFT_RASTER": _name(raster)}, reporter)
+        shares = _write_map(job, runtime, info, target, layers, {**origin, "GEOPEFT_RASTER": _name(raster)}, reporter)
         if job.polygons:
-            count = vectorize(target, confidence, {c.value: c.name for c in classes}, polygons, reporter)
+            names = {entry["value"]: entry["name"] for entry in legend}
+            count = vectorize(target, layers["confidence"], names, polygons, reporter)
             reporter.message(f"{count} polygons written.")
     finally:
-        if not job.confidence:
+        for path in set(layers.values()) - set(asked.values()):
             with suppress(OSError):
-                confidence.unlink(missing_ok=True)
-    if share == 0:
-        reporter.warn(f"{_name(raster)} holds no pixel to map: the map is empty.")
+                path.unlink(missing_ok=True)
+    _tell(job, _name(raster), shares, reporter)
     return {
         "raster": raster,
         "class_raster": str(target),
-        "confidence": str(confidence) if job.confidence else None,
+        **{name: str(asked[name]) if name in asked else None for name in PERCENT_LAYERS},
         "polygons": str(polygons) if job.polygons else None,
-        "mapped_share": round(share, 4),
+        "mapped_share": round(shares.mapped, 4),
+        "unknown_share": round(shares.unknown, 4),
+        "outside_share": round(shares.outside, 4) if shares.outside is not None else None,
         "seconds": round(time.monotonic() - start, 2),
-        "classes": [{"value": c.value, "name": c.name, "color": c.color} for c in classes],
+        "classes": legend,
     }
+
+
+@dataclass(frozen=True)
+class _Shares:
+    """Parts from 0 to 1.
+
+    Args:
+        mapped: of the raster.
+        unknown: of what is mapped, that is not sure enough.
+        outside: of what is mapped, that lies outside what the model has seen; None where that is not known.
+    """
+
+    mapped: float
+    unknown: float
+    outside: float | None
+
+
+def _tell(job: PredictJob, name: str, shares: _Shares, reporter: Reporter) -> None:
+    if shares.mapped == 0:
+        reporter.warn(f"{name} holds no pixel to map: the map is empty.")
+        return
+    if shares.outside is not None and shares.outside > MUCH_OUTSIDE:
+        reporter.warn(
+            f"{shares.outside:.0%} of {name} lies outside what the model has seen: do not trust the map there; label "
+            "some of it and train again."
+        )
+    if job.unknown_below > 0:
+        sure = f"the model is less than {job.unknown_below:g} % sure there"
+        reporter.message(f"{shares.unknown:.0%} of the map of {name} is unknown: {sure}.")
 
 
 def _refuse_overwriting(job: PredictJob, info: RasterInfo, target: Path) -> None:
@@ -272,23 +321,35 @@ def _refuse_overwriting(job: PredictJob, info: RasterInfo, target: Path) -> None
 
 def _write_map(
     job: PredictJob,
-    runtime: Runtime,
+    runtime: Mapper,
     info: RasterInfo,
     target: Path,
-    confidence: Path | None,
+    layers: Mapping[str, Path],
     origin: Mapping[str, str],
     reporter: Reporter,
-) -> float:
-    """Writes class raster and confidence; returns the part of the raster that was mapped, 0 to 1."""
+) -> _Shares:
+    """Writes class raster and the layers beside it."""
     clip = _Clip(job.aoi, info, reporter) if job.aoi else None
-    mapped = 0
-    with class_raster(target, confidence, info, runtime.manifest.classes, origin) as rows:
-        for strip in map_raster(runtime, info, job.bands, reporter, clip.touches if clip else None):
+    every_px = 1 if job.outside else _sparse_px(info)
+    mapped = judged = outside = 0
+    legend = legend_of(runtime.manifest.classes, job.unknown_below > 0)
+    with class_raster(target, layers, info, legend, origin, job.unknown_below / 100) as rows:
+        wanted = clip.touches if clip else None
+        for strip in map_raster(runtime, info, job.bands, reporter, wanted, every_px=every_px):
             kept = strip.mapped & clip.inside(strip) if clip else strip.mapped
             mapped += int(kept.sum())
+            if strip.dissimilarity is not None:
+                own = strip.dissimilarity[kept & np.isfinite(strip.dissimilarity)]
+                judged, outside = judged + own.size, outside + int((own > 1).sum())
             rows.add(strip, kept)
         still_same(info)
-    return mapped / (info.height * info.width)
+    whole = info.height * info.width
+    return _Shares(mapped / whole, rows.unknown / max(mapped, 1), outside / judged if judged else None)
+
+
+def _sparse_px(info: RasterInfo) -> int:
+    """Rows and columns to step over so that enough pixels, and no more, tell what part of a raster lies outside."""
+    return min(max(math.isqrt(info.height * info.width // ENOUGH_PIXELS), 1), SPARSE_PX)
 
 
 class _Clip:

@@ -20,7 +20,7 @@ import torch
 from affine import Affine
 from odc.geo.geobox import GeoBox
 
-from geopeft.class_raster import class_raster
+from geopeft.class_raster import class_raster, legend_of
 from geopeft.classical import Classical
 from geopeft.data.decimated import open_decimated
 from geopeft.data.labels import Labels, read_labels
@@ -107,14 +107,16 @@ def run(job: PreviewJob, reporter: Reporter, warm: Warm = WARM) -> dict[str, Any
             reporter.progress("features", top + len(found[0].valid), shown.row1 - shown.row0)
         taught = _teach(job, view, reader, warm, reporter)
         confidence = out.with_name(f"{out.stem}_confidence.tif") if job.confidence else None
-        with class_raster(out, confidence, _cut(view.grid, shown), taught.classes, {}) as written:
+        layers = {"confidence": confidence} if confidence else {}
+        legend = legend_of(taught.classes, False)
+        with class_raster(out, layers, _cut(view.grid, shown), legend, {}) as written:
             for strip in _mapped(view, reader, shown, taught.classical, warm.tiles, reporter):
                 written.add(strip, strip.mapped)
     still_same(scene.info)
     return {
         "class_raster": str(out),
         "confidence": str(confidence) if confidence else None,
-        "classes": [{"value": c.value, "name": c.name, "color": c.color} for c in taught.classes],
+        "classes": legend,
         "factor": factor,
         "seconds": round(time.monotonic() - start, 3),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,19 +12,20 @@ import torch
 from rasterio.windows import Window
 
 from geopeft import package
+from geopeft.applicability import MOST_POINTS, Applicability
 from geopeft.classical import Classical
-from geopeft.data.bands import Band, resolve_bands
-from geopeft.data.normalize import assume_radiometry
-from geopeft.data.raster import RasterInfo, band_statistics, open_raster
-from geopeft.errors import DeviceError, PackageError, RasterError
+from geopeft.data.raster import RasterInfo, open_raster
+from geopeft.errors import DeviceError, PackageError
 from geopeft.events import Reporter
+from geopeft.mapper import Mapper
 from geopeft.models import SegmentationModel, build
 from geopeft.models.spec import InputBand
 from geopeft.models.texture import Texture
 
 BATCH = 4
-# The one tensor of a package that belongs to its classical part.
-PROJECTION = "classical.projection"
+# The tensors of a package that are not the network's: the classical part's, and those that say what was seen.
+PROJECTION, SEEN_SCALE, SEEN_POINTS = "classical.projection", "applicability.scale", "applicability.points"
+BESIDE_NETWORK = (PROJECTION, SEEN_SCALE, SEEN_POINTS)
 
 
 def choose_device(name: str) -> torch.device:
@@ -65,18 +66,22 @@ class Strip:
         row: first row in the raster.
         probabilities: (K, h, W) float32, 0 where nothing was mapped.
         mapped: (h, W) bool, False at nodata and outside the wanted windows.
+        dissimilarity: (h, W) float32, above 1 outside what the model has seen, NaN where that was not asked; None:
+            nowhere.
     """
 
     row: int
     probabilities: np.ndarray
     mapped: np.ndarray
+    dissimilarity: np.ndarray | None = None
 
 
-class Runtime:
+class Runtime(Mapper):
     """A model package, opened for prediction: adapters merged, evaluation mode.
 
     Args:
         classical: the classical part, where the package has one.
+        seen: what the model has seen, where the package tells.
         part: "network" or "classical" for one part alone, "" for the blend of the package.
     """
 
@@ -87,14 +92,16 @@ class Runtime:
         device: torch.device,
         classical: Classical | None = None,
         part: str = "",
+        seen: Applicability | None = None,
     ) -> None:
-        self.manifest = manifest
+        super().__init__(manifest, seen)
         self.model = model.eval().to(device)
         self.device = device
         self.classical = classical
         if classical is not None:
             classical.texture.to(device)
         self.network_share = {"": manifest.blend.network, "network": 1.0, "classical": 0.0}[part]
+        self._is_whole = not part
         if self.network_share < 1 and classical is None:
             raise PackageError("This model package has no classical part.", "Use the network.", "PACKAGE_NO_CLASSICAL")
         self._fill = fill_values(manifest.spec.bands)
@@ -104,7 +111,9 @@ class Runtime:
         """Reads and builds a package; PackageError or WeightsError where that is not possible."""
         opened = package.read(path)
         state = {name: torch.from_numpy(array) for name, array in opened.weights.items()}
-        classical = _open_classical(opened, state.pop(PROJECTION, None))
+        beside = {name: state.pop(name) for name in BESIDE_NETWORK if name in state}
+        classical = _open_classical(opened, beside.get(PROJECTION))
+        seen = _open_applicability(opened, classical, beside)
         model = build(
             opened.manifest.spec,
             state,
@@ -113,7 +122,7 @@ class Runtime:
             merged=True,
             weights_sha256=opened.manifest.base_weights.sha256,
         )
-        return cls(opened.manifest, model, choose_device(device), classical, part)
+        return cls(opened.manifest, model, choose_device(device), classical, part, seen)
 
     @property
     def window_px(self) -> int:
@@ -126,80 +135,35 @@ class Runtime:
         reach = self.classical.texture.radius_px if self.classical is not None else 0
         return min(max(self.window_px // 4, 4 * reach), self.window_px // 2)
 
-    def probabilities(self, values: np.ndarray, valid: np.ndarray) -> np.ndarray:
-        """(B, K, h, w) float32 from raster values (B, C, h, w) and their valid masks (B, h, w)."""
+    def look(
+        self, values: np.ndarray, valid: np.ndarray, asked: Sequence[tuple[slice, slice]]
+    ) -> tuple[np.ndarray, list[np.ndarray]]:
+        """See `Mapper`."""
         raw = torch.from_numpy(fill_invalid(values, valid, self._fill)).to(self.device)
         share, result = self.network_share, np.zeros(0)
         if share > 0:
             with torch.inference_mode():
                 logits = self.model(raw).float()
                 result = (logits / self.manifest.blend.temperature).softmax(1).cpu().numpy()
-        if share < 1 and self.classical is not None:
-            other = self.classical.probabilities(raw)
+        features = self.classical.features(raw) if self.classical is not None and (share < 1 or asked) else None
+        if share < 1 and self.classical is not None and features is not None:
+            other = self.classical.of_chips(features)
             result = share * result + (1 - share) * other if share > 0 else other
+        if self._is_whole:
+            result = self.manifest.blend.sharpen(result)
         if not np.isfinite(result).all():
             raise PackageError(
                 "This model gives values that are no probabilities.",
                 "Copy the package again from where it came, or train it again.",
                 "PACKAGE_VALUES",
             )
-        return result
+        return result, self._dissimilarities(features, asked)
 
-    def bands_of(self, info: RasterInfo, override: Sequence[str]) -> tuple[Band, ...]:
-        """The raster's bands in the model's order; PackageError names what is missing."""
-        bands: tuple[Band, ...] = resolve_bands(info, self.manifest.spec.bands, override)
-        return bands
-
-    def to_model_units(
-        self, info: RasterInfo, bands: Sequence[Band], reporter: Reporter
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """(scale, offset), each (C,), that turn this raster's values into the units the model was fitted on.
-
-        Rasters may differ in data type (float reflectance for a model fitted on integers) or by an offset. Values of
-        another kind in another data type are refused with PackageError.
-        """
-        scale, offset = np.ones(len(bands), np.float32), np.zeros(len(bands), np.float32)
-        try:
-            statistics = band_statistics(info, [band.index for band in bands])
-        except RasterError as error:
-            if error.code == "RASTER_EMPTY":
-                return scale, offset
-            raise
-        now = assume_radiometry(info, bands, statistics, self.manifest.radiometry_rule)
-        if now.kind != self.manifest.radiometry and info.dtype != self.manifest.dtype:
-            raise PackageError(
-                f"The model was trained on {self.manifest.radiometry} values ({self.manifest.dtype}); "
-                f"{info.path} holds {now.kind} values ({info.dtype}).",
-                "Choose a raster of the same kind, or train a model on this one.",
-                "RADIOMETRY_DIFFERS",
-            )
-        if now.kind == self.manifest.radiometry != "unknown":
-            for position, (band, trained) in enumerate(zip(bands, self.manifest.spec.bands, strict=True)):
-                own_scale, own_offset = now.for_band(band)
-                scale[position] = own_scale / trained.scale
-                offset[position] = (own_offset - trained.offset) / trained.scale
-        if info.dtype == self.manifest.dtype and (scale != 1).any():
-            # One data type and two scales: one of them was guessed from the values. The likelier is the nearer.
-            if self._distances(statistics.mean).mean() < self._distances(statistics.mean * scale + offset).mean():
-                scale, offset = np.ones_like(scale), np.zeros_like(offset)
-        if (scale != 1).any() or (offset != 0).any():
-            reporter.message(f"{now.sentence} Brought to the units the model was trained on.")
-        self._warn_of_range(info, bands, statistics.mean * scale + offset, reporter)
-        return scale, offset
-
-    def _distances(self, mean: np.ndarray) -> np.ndarray:
-        """How far bands' means (C,) lie from those of the training rasters, in their standard deviations."""
-        trained = self.manifest.spec.bands
-        return np.array([abs(m * b.scale + b.offset - b.mean) / b.std for m, b in zip(mean, trained, strict=True)])
-
-    def _warn_of_range(self, info: RasterInfo, bands: Sequence[Band], mean: np.ndarray, reporter: Reporter) -> None:
-        for band, distance in zip(bands, self._distances(mean), strict=True):
-            if distance > 4:
-                reporter.warn(
-                    f"Band {band.name} of {Path(info.path).name} lies far from what the model was trained on "
-                    f"({distance:.0f} standard deviations): do not trust the map before you have checked it."
-                )
-                return
+    def _dissimilarities(self, features: np.ndarray | None, asked: Sequence[tuple[slice, slice]]) -> list[np.ndarray]:
+        if self.seen is None or features is None:
+            return []
+        chosen = [chip[where] for chip, where in zip(features, asked, strict=False)]
+        return [self.seen.dissimilarity(c.reshape(-1, c.shape[-1])).reshape(c.shape[:2]) for c in chosen]
 
 
 def _open_classical(opened: package.Package, projection: torch.Tensor | None) -> Classical | None:
@@ -217,6 +181,27 @@ def _open_classical(opened: package.Package, projection: torch.Tensor | None) ->
             "PACKAGE_BROKEN",
         )
     return Classical(Texture(spec, model.bands, projection), opened.forest, model.num_classes)
+
+
+def _open_applicability(
+    opened: package.Package, classical: Classical | None, tensors: Mapping[str, torch.Tensor]
+) -> Applicability | None:
+    """What a package says that its model has seen; PackageError where its parts do not fit each other."""
+    threshold = opened.manifest.outside_beyond
+    scale, points = (tensors.get(name) for name in (SEEN_SCALE, SEEN_POINTS))
+    if scale is None and points is None and threshold is None:
+        return None
+    if (
+        scale is None or points is None or threshold is None or classical is None
+        or scale.shape != (classical.texture.count,) or points.ndim != 2 or points.shape[1] != len(scale)
+        or not 1 <= len(points) <= MOST_POINTS or not scale.dtype == points.dtype == torch.float32
+    ):  # fmt: skip
+        raise PackageError(
+            f"What {opened.path} says that its model has seen does not fit the model.",
+            "Copy the package again from where it came, or train it again.",
+            "PACKAGE_BROKEN",
+        )
+    return Applicability(scale.numpy(), points.numpy(), threshold)
 
 
 def window_starts(length: int, window: int, overlap: int) -> list[int]:
@@ -243,12 +228,13 @@ def blend_weights(window: int, overlap: int, at_start: bool, at_end: bool) -> np
 
 
 def map_raster(
-    runtime: Runtime,
+    runtime: Mapper,
     info: RasterInfo,
     override: Sequence[str],
     reporter: Reporter,
     wanted: Callable[[Window], bool] | None = None,
     stage: str = "predict",
+    every_px: int = 0,
 ) -> Iterator[Strip]:
     """Maps a raster in overlapping windows; rows come out as soon as no window touches them any more.
 
@@ -257,7 +243,9 @@ def map_raster(
     Args:
         wanted: windows to map; None maps all.
         stage: name in the progress events.
+        every_px: the dissimilarity is found of the pixels of every so many-th row and column; 0: of none.
     """
+    every_px = every_px if runtime.seen is not None else 0
     bands = runtime.bands_of(info, override)
     affine = runtime.to_model_units(info, bands, reporter)
     height, width = info.geobox.shape
@@ -267,13 +255,14 @@ def map_raster(
     total = np.zeros((classes, size[0], width), np.float32)
     weight = np.zeros((size[0], width), np.float32)
     valid = np.zeros((size[0], width), bool)
+    far = np.zeros((size[0], width), np.float32)
     with open_raster(info, [band.index for band in bands]) as reader:
         for index, top in enumerate(tops):
             rows = blend_weights(size[0], runtime.overlap_px, index == 0, index == len(tops) - 1)
             windows = [Window(left, top, size[1], size[0]) for left in lefts]
             for start in range(0, len(windows), BATCH):
                 batch = [w for w in windows[start : start + BATCH] if wanted is None or wanted(w)]
-                for window, values, mask in _mapped(runtime, reader.read, batch, affine):
+                for window, values, mask, unlike in _mapped(runtime, reader.read, batch, affine, every_px):
                     left = int(window.col_off)
                     columns = blend_weights(size[1], runtime.overlap_px, left == 0, left == lefts[-1])
                     blend = rows[:, None] * columns
@@ -281,28 +270,45 @@ def map_raster(
                     total[:, :, place] += values * blend
                     weight[:, place] += blend
                     valid[:, place] |= mask
+                    if unlike is not None:
+                        rows_asked, cols_asked = _asked(window, every_px)
+                        far[:, place][rows_asked, cols_asked] += unlike * blend[rows_asked, cols_asked]
                 reporter.progress(stage, index * len(lefts) + min(start + BATCH, len(lefts)), len(tops) * len(lefts))
             done = (tops[index + 1] if index + 1 < len(tops) else height) - top
             mapped = valid[:done] & (weight[:done] > 0)
-            yield Strip(top, total[:, :done] / np.where(mapped, weight[:done], 1), mapped)
-            for array in (total.swapaxes(0, 1), weight, valid):
+            divisor = np.where(mapped, weight[:done], 1)
+            unlike_rows = None
+            if every_px:
+                unlike_rows = np.full(divisor.shape, np.nan, np.float32)
+                where = _asked(Window(0, top, width, done), every_px)
+                unlike_rows[where] = (far[:done] / divisor)[where]
+            yield Strip(top, total[:, :done] / divisor, mapped, unlike_rows)
+            for array in (total.swapaxes(0, 1), weight, valid, far):
                 array[: size[0] - done] = array[done:].copy()
                 array[size[0] - done :] = 0
 
 
+def _asked(window: Window, every_px: int) -> tuple[slice, slice]:
+    """Rows and columns of a window that every so many-th row and column of the raster runs through."""
+    row, col = int(window.row_off), int(window.col_off)
+    return slice(-row % every_px, None, every_px), slice(-col % every_px, None, every_px)
+
+
 def _mapped(
-    runtime: Runtime,
+    runtime: Mapper,
     read: Callable[[Window], tuple[np.ndarray, np.ndarray]],
     windows: Sequence[Window],
     affine: tuple[np.ndarray, np.ndarray],
-) -> Iterator[tuple[Window, np.ndarray, np.ndarray]]:
-    """(window, probabilities (K, h, w), valid (h, w)) of the windows that hold any data."""
+    every_px: int,
+) -> Iterator[tuple[Window, np.ndarray, np.ndarray, np.ndarray | None]]:
+    """(window, probabilities (K, h, w), valid (h, w), dissimilarity of what is asked) of the windows that hold data."""
     chips = [(window, *read(window)) for window in windows]
     chips = [(window, values, valid) for window, values, valid in chips if valid.any()]
     if not chips:
         return
     scale, offset = affine
     values = np.stack([chip[1] for chip in chips]) * scale[:, None, None] + offset[:, None, None]
-    result = runtime.probabilities(values, np.stack([chip[2] for chip in chips]))
-    for (window, _, valid), probabilities in zip(chips, result, strict=True):
-        yield window, probabilities, valid
+    asked = [_asked(window, every_px) for window, _, _ in chips] if every_px else []
+    result, unlike = runtime.look(values, np.stack([chip[2] for chip in chips]), asked)
+    for number, (window, _, valid) in enumerate(chips):
+        yield window, result[number], valid, unlike[number] if every_px else None

@@ -23,7 +23,7 @@ from geopeft.data.labels import IGNORE, Labels, read_labels
 from geopeft.data.raster import RasterInfo, RasterReader, describe, open_raster
 from geopeft.events import Reporter
 from geopeft.forest import Pixels
-from geopeft.job import SuspectsJob
+from geopeft.job import SuggestJob, SuspectsJob
 from geopeft.labelled_pixels import scattered
 from geopeft.models.backbones import BACKBONES
 from geopeft.models.choose import input_bands
@@ -79,7 +79,7 @@ class Ground:
     units: tuple[tuple[np.ndarray, np.ndarray], ...]
 
 
-def describe_ground(job: SuspectsJob, minimum_classes: int, reporter: Reporter) -> Ground:
+def describe_ground(job: SuspectsJob | SuggestJob, minimum_classes: int, reporter: Reporter) -> Ground:
     """Reads what is there; what the values are taken for is said.
 
     Raises:
@@ -243,7 +243,7 @@ def write_places(
         dtype: Any = object if kind is str else kind
         columns.append(np.array([empty if value is None else value for value in values], dtype))
         masks.append(missing if missing.any() else None)
-    geometries = np.array([row["geometry"] for row in rows], object)
+    geometries = np.array([_multi(row["geometry"]) for row in rows], object)
     with whole_file(path) as part:
         pyogrio.raw.write(
             part,
@@ -253,6 +253,12 @@ def write_places(
             field_mask=masks,
             layer=layer,
             driver="GPKG",
-            geometry_type="Unknown",
+            geometry_type="MultiPolygon",
             crs=ground.infos[0].crs.to_wkt(),
         )
+
+
+def _multi(geometry: BaseGeometry) -> BaseGeometry:
+    """The same as a multipolygon: QGIS shows a layer of no stated kind as several, or as none where it is empty."""
+    parts = shapely.get_parts(geometry)
+    return shapely.MultiPolygon([part for part in parts if part.geom_type == "Polygon"])

@@ -21,7 +21,7 @@ from geopeft.data.labels import LabelClass
 from geopeft.data.memory import Memory
 from geopeft.models import SegmentationModel
 from geopeft.models.spec import InputBand, ModelSpec
-from geopeft.runtime import PROJECTION
+from geopeft.runtime import BESIDE_NETWORK
 from geopeft.training import Pace
 
 # A network whose trained part is larger is kept in its final state only.
@@ -53,7 +53,7 @@ class Start:
         """Reads a package; PackageError where that is not possible."""
         opened = package.read(path)
         kept = {name: array for name, array in opened.start.items() if not name.startswith("memory.")}
-        arrays = kept or {name: array for name, array in opened.weights.items() if name != PROJECTION}
+        arrays = kept or {name: array for name, array in opened.weights.items() if name not in BESIDE_NETWORK}
         state = {name: torch.from_numpy(_full_precision(array)) for name, array in arrays.items()}
         sha256, memory = hashlib.sha256(path.read_bytes()).hexdigest(), Memory.from_arrays(opened.start)
         return cls(path, sha256, opened.manifest, state, memory)

@@ -120,10 +120,10 @@ def judge(found: ShapePixels, num_classes: int, bands: int, seed: int) -> Judged
         scores[repeat], _ = surplus(means[repeat], classes, fold >= 0)
         taught = _teachers(scores[repeat], classes)
     # A class's only place has no score in any repeat.
-    known = np.isfinite(scores).all(0) & (found.shapes >= 0)
     mean = means[-1]
-    score, likely = surplus(mean, classes, known)
-    return Judged(mean, shares[-1], likely, score)
+    # Squares of the background tell what their class looks like, but nobody has drawn them.
+    score, likely = surplus(mean, classes, np.isfinite(scores).all(0))
+    return Judged(mean, shares[-1], likely, np.where(found.shapes >= 0, score, np.nan))
 
 
 def place_classes(pixels: Pixels, places: int) -> np.ndarray:

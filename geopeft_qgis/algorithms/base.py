@@ -28,7 +28,7 @@ from qgis.core import (
     QgsVectorLayer,
 )
 
-from .. import settings
+from .. import engine_state, settings
 from ..engine_process import PROTOCOL, EngineCanceled, EngineError, run
 from ..layers import LabelFile, LayerError, raster_label_classes, raster_path, write_labels
 from .listener import Listener
@@ -100,6 +100,9 @@ class EngineAlgorithm(NamedAlgorithm):
         job = self._compose(self._inputs, self.choices(parameters, context))
         for note in self._notes:
             feedback.pushInfo(note)
+        damage = engine_state.damage_before_run(Path(self._command[0]))
+        if damage:
+            raise QgsProcessingException(damage)
         try:
             outputs = run(
                 self._command,
@@ -259,6 +262,12 @@ class EngineAlgorithm(NamedAlgorithm):
         kind = QgsProcessingParameterNumber.Type.Double
         title = self.tr("Width of line and point labels (pixels)")
         self.add_advanced(QgsProcessingParameterNumber("LINE_WIDTH", title, kind, 3.0, minValue=0.1, maxValue=64.0))
+
+    def add_unknown_below(self) -> None:
+        """From which confidence on a pixel gets a class."""
+        kind = QgsProcessingParameterNumber.Type.Double
+        title = self.tr("Map as unknown what is less sure than (percent; 0: nothing)")
+        self.add_advanced(QgsProcessingParameterNumber("UNKNOWN_BELOW", title, kind, 0.0, minValue=0, maxValue=100))
 
     def add_device(self) -> None:
         """Where to compute, and where weights are."""

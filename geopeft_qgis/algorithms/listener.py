@@ -20,6 +20,10 @@ STAGES = {
     "evaluate": "Evaluating:",
     "vectorize": "Drawing polygons:",
     "export": "Exporting:",
+    "suggest": "Looking for places:",
+    "predict second": "Mapping with the second model:",
+    "judge": "Judging both on the labels:",
+    "compare": "Comparing:",
 }
 
 

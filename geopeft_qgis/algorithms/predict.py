@@ -13,6 +13,7 @@ from qgis.core import (
     QgsProcessingContext,
     QgsProcessingException,
     QgsProcessingOutputLayerDefinition,
+    QgsProcessingOutputNumber,
     QgsProcessingOutputString,
     QgsProcessingParameterFeatureSource,
     QgsProcessingParameterRasterDestination,
@@ -20,9 +21,12 @@ from qgis.core import (
     QgsProcessingParameterVectorDestination,
 )
 
+from ..part_names import part_of
 from ..results import ResultStyler, classes_as_text
 from .base import EngineAlgorithm
 
+# What may be written beside the map; the job and what comes of it have the same names in small letters.
+BESIDE = ("CONFIDENCE", "ENTROPY", "OUTSIDE", "POLYGONS")
 SIDECARS = (".aux.xml", ".ovr", ".msk")
 
 
@@ -37,7 +41,11 @@ class PredictAlgorithm(EngineAlgorithm):
         "Maps a raster with a model made by 'Train a model from labels'. The class raster has the raster's grid and "
         "comes in the class colours.\n\n"
         "Optional: the <b>confidence</b> in percent, the map as <b>polygons</b>, and an <b>area of interest</b> "
-        "outside of which nothing is mapped."
+        "outside of which nothing is mapped.\n\n"
+        "Where not to trust the map: the <b>entropy</b> in percent is 0 where one class is certain and 100 where all "
+        "are alike; <b>outside</b> tells in percent how unlike the labels a pixel is, and above 100 it lies outside "
+        "what the model has seen. Pixels less sure than a confidence of your choice can be mapped as <b>unknown</b> "
+        "(value 255)."
     )
 
     def __init__(self) -> None:
@@ -52,19 +60,26 @@ class PredictAlgorithm(EngineAlgorithm):
         self.addParameter(QgsProcessingParameterRasterLayer("RASTER", self.tr("Raster")))
         self.addParameter(QgsProcessingParameterFeatureSource("AOI", self.tr("Area of interest"), area, optional=True))
         self.add_text("BANDS", self.tr("Bands, by name or number, with commas"), advanced=True)
+        self.add_unknown_below()
         self.add_device()
         self.addParameter(QgsProcessingParameterRasterDestination("OUTPUT", self.tr("Class raster")))
-        self.addParameter(
-            QgsProcessingParameterRasterDestination(
-                "CONFIDENCE", self.tr("Confidence"), optional=True, createByDefault=False
+        for name, title in (
+            ("CONFIDENCE", self.tr("Confidence")),
+            ("ENTROPY", self.tr("Entropy")),
+            ("OUTSIDE", self.tr("Outside what the model has seen")),
+        ):
+            self.addParameter(
+                QgsProcessingParameterRasterDestination(name, title, optional=True, createByDefault=False)
             )
-        )
         self.addParameter(
             QgsProcessingParameterVectorDestination(
                 "POLYGONS", self.tr("Polygons"), polygon, optional=True, createByDefault=False
             )
         )
         self.addOutput(QgsProcessingOutputString("CLASSES", self.tr("Classes with their colours, as JSON")))
+        outside = self.tr("Part of the map that lies outside what the model has seen, in percent")
+        self.addOutput(QgsProcessingOutputNumber("OUTSIDE_PERCENT", outside))
+        self.addOutput(QgsProcessingOutputNumber("UNKNOWN_PERCENT", self.tr("Part of the map that is unknown, in percent")))
 
     def inputs(self, parameters: dict[str, Any], context: QgsProcessingContext, folder: Path) -> dict[str, Any]:
         """The raster and the area of interest, as files."""
@@ -78,7 +93,7 @@ class PredictAlgorithm(EngineAlgorithm):
         """Only the formats that the engine writes."""
         for name, suffixes in (
             ("OUTPUT", (".tif", ".tiff")),
-            ("CONFIDENCE", (".tif", ".tiff")),
+            *((name, (".tif", ".tiff")) for name in BESIDE if name != "POLYGONS"),
             ("POLYGONS", (".gpkg",)),
         ):
             path = destination_text(parameters.get(name), context)
@@ -95,8 +110,8 @@ class PredictAlgorithm(EngineAlgorithm):
         return {
             "model": self.parameterAsFile(parameters, "MODEL", context),
             "out": self._map,
-            "confidence": bool(parameters.get("CONFIDENCE")),
-            "polygons": bool(parameters.get("POLYGONS")),
+            **{name.lower(): bool(parameters.get(name)) for name in BESIDE},
+            "unknown_below": self.parameterAsDouble(parameters, "UNKNOWN_BELOW", context),
             "bands": self._band_names(parameters, context),
             **self._device_fields(parameters, context),
         }
@@ -112,9 +127,14 @@ class PredictAlgorithm(EngineAlgorithm):
         entry = outputs["rasters"][0]
         classes = entry.get("classes") or []
         results: dict[str, Any] = {"OUTPUT": self._map, "CLASSES": classes_as_text(classes)}
+        for name in ("OUTSIDE", "UNKNOWN"):
+            share = entry.get(f"{name.lower()}_share")
+            if isinstance(share, (int, float)):
+                results[f"{name}_PERCENT"] = round(100 * share, 2)
         (raster,) = job["rasters"]
         ResultStyler.attach(context, self._map, "class_raster", classes, job["model"], raster)
-        for name, kind in (("CONFIDENCE", "confidence"), ("POLYGONS", "polygons")):
+        for name in BESIDE:
+            kind = name.lower()
             if job[kind] and entry.get(kind):
                 wanted = self.parameterAsOutputLayer(parameters, name, context)
                 try:
@@ -147,7 +167,7 @@ def move(source: Path, target: Path) -> None:
         try:
             os.replace(piece, wanted)
         except OSError:
-            partial = Path(f"{wanted}.part")
+            partial = part_of(wanted)
             shutil.copyfile(piece, partial)
             os.replace(partial, wanted)
             piece.unlink()

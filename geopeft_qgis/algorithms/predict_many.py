@@ -25,9 +25,11 @@ from qgis.core import (
 )
 
 from ..layers import LayerError, raster_path
+from ..part_names import part_of
 from ..raster_files import PATTERNS, split_patterns, walk, without_maps
 from ..results import classes_as_text
 from .base import EngineAlgorithm
+from .predict import BESIDE
 
 SUMMARY_FILE = "geopeft_summary.csv"
 COLUMNS: tuple[str, ...] = (
@@ -35,8 +37,12 @@ COLUMNS: tuple[str, ...] = (
     "state",
     "class_raster",
     "confidence",
+    "entropy",
+    "outside",
     "polygons",
     "mapped_share",
+    "unknown_share",
+    "outside_share",
     "seconds",
     "code",
     "message",
@@ -60,7 +66,9 @@ class PredictManyAlgorithm(EngineAlgorithm):
         "the output folder lists every raster. The run fails only when no raster could be mapped. A cancel keeps the "
         "maps that are finished.\n\n"
         "Optional: the <b>confidence</b> in percent, the maps as <b>polygons</b>, and an <b>area of interest</b> "
-        "outside of which nothing is mapped.\n\n"
+        "outside of which nothing is mapped. Where not to trust the maps: the <b>entropy</b> in percent, how far a "
+        "pixel lies <b>outside what the model has seen</b> (from 100 % on), and a confidence below which a pixel is "
+        "mapped as <b>unknown</b> (value 255); the summary gives the shares.\n\n"
         "In a <b>folder</b>, files whose names fit the pattern are taken, but no maps of rasters that are there too."
     )
 
@@ -85,8 +93,12 @@ class PredictManyAlgorithm(EngineAlgorithm):
         self.addParameter(QgsProcessingParameterBoolean("RECURSIVE", self.tr("Also in the folders below it"), False))
         self.addParameter(QgsProcessingParameterFeatureSource("AOI", self.tr("Area of interest"), area, optional=True))
         self.addParameter(QgsProcessingParameterBoolean("CONFIDENCE", self.tr("Confidence"), False))
+        self.addParameter(QgsProcessingParameterBoolean("ENTROPY", self.tr("Entropy"), False))
+        outside = self.tr("Outside what the model has seen")
+        self.addParameter(QgsProcessingParameterBoolean("OUTSIDE", outside, False))
         self.addParameter(QgsProcessingParameterBoolean("POLYGONS", self.tr("Polygons"), False))
         self.add_text("BANDS", self.tr("Bands, by name or number, with commas"), advanced=True)
+        self.add_unknown_below()
         self.add_device()
         self.addParameter(QgsProcessingParameterFolderDestination("OUTPUT", self.tr("Folder for the maps")))
         self.addOutput(QgsProcessingOutputMultipleLayers("MAPS", self.tr("Class rasters")))
@@ -130,8 +142,8 @@ class PredictManyAlgorithm(EngineAlgorithm):
             "rasters": rasters,
             "model": self.parameterAsFile(parameters, "MODEL", context),
             "out": out,
-            "confidence": self.parameterAsBoolean(parameters, "CONFIDENCE", context),
-            "polygons": self.parameterAsBoolean(parameters, "POLYGONS", context),
+            **{name.lower(): self.parameterAsBoolean(parameters, name, context) for name in BESIDE},
+            "unknown_below": self.parameterAsDouble(parameters, "UNKNOWN_BELOW", context),
             "bands": self._band_names(parameters, context),
             **self._device_fields(parameters, context),
         }
@@ -198,6 +210,6 @@ def write_summary(path: Path, done: Iterable[Mapping[str, Any]], failures: Itera
     for failure in failures:
         sentence = f"{failure.get('message', '')} {failure.get('hint', '')}".strip()
         table.writerow({**failure, "state": "failed", "message": sentence})
-    partial = path.with_name(f".{path.name}.part")
+    partial = part_of(path)
     partial.write_text(text.getvalue(), encoding="utf-8")
     os.replace(partial, path)

@@ -19,11 +19,13 @@ from qgis.PyQt.QtWidgets import (
     QProgressBar,
     QPushButton,
     QScrollArea,
+    QSpinBox,
     QVBoxLayout,
     QWidget,
 )
 
 from .. import settings
+from ..engine_process import WRITTEN
 from ..layers import LayerError
 from ..results import load_result, style_class_raster
 from .apply_area import AreaChoice
@@ -161,6 +163,13 @@ class ApplyPanel(QWidget):
         self.folder.setToolTip(self.tr("Each raster becomes NAME_map.tif here; a map of that name is replaced"))
         self.confidence_box = self._box("apply_confidence", self.tr("Confidence"), False)
         self.confidence_box.setToolTip(self.tr("Also write how sure the model is of each pixel, in percent"))
+        self.entropy_box = self._box("apply_entropy", self.tr("Entropy"), False)
+        self.entropy_box.setToolTip(self.tr("Also write how undecided the model is between the classes, in percent"))
+        self.outside_box = self._box("apply_outside", self.tr("Outside what the model has seen"), False)
+        self.outside_box.setToolTip(
+            self.tr("Also write how unlike the labels each pixel is, in percent; above 100 do not trust the map")
+        )
+        self.unknown_box = self._unknown_box()
         self.polygons_box = self._box("apply_polygons", self.tr("Polygons"), False)
         self.polygons_box.setToolTip(self.tr("Also write the maps as polygons with class, area and confidence"))
         self.load_box = self._box("apply_load", self.tr("Add the maps to the project"), True)
@@ -194,13 +203,26 @@ class ApplyPanel(QWidget):
         box.toggled.connect(lambda checked: settings.put(name, "yes" if checked else "no"))
         return box
 
+    def _unknown_box(self) -> QSpinBox:
+        """The least confidence of what gets a class, as the user left it."""
+        box = QSpinBox()
+        box.setObjectName("Geopeft_apply_unknown")
+        box.setRange(0, 99)
+        box.setSuffix(self.tr(" %"))
+        box.setSpecialValueText(self.tr("never"))
+        box.setToolTip(self.tr("Pixels that the model is less sure of are mapped as a class of their own, unknown"))
+        kept = settings.get("apply_unknown", "0")
+        box.setValue(int(kept) if kept.isdecimal() else 0)
+        box.valueChanged.connect(lambda value: settings.put("apply_unknown", str(value)))
+        return box
+
     def _arrange(self) -> None:
         head = QHBoxLayout()
         head.addWidget(self.model_label, 1)
         head.addWidget(self.model_button, 0, Qt.AlignmentFlag.AlignTop)
         extras = QHBoxLayout()
-        extras.addWidget(self.confidence_box)
-        extras.addWidget(self.polygons_box)
+        for box in (self.confidence_box, self.entropy_box, self.polygons_box):
+            extras.addWidget(box)
         extras.addStretch(1)
         self.options = QWidget()
         form = QFormLayout(self.options)
@@ -209,6 +231,8 @@ class ApplyPanel(QWidget):
         form.setRowWrapPolicy(QFormLayout.RowWrapPolicy.WrapLongRows)
         form.addRow(self.tr("Maps go to"), self.folder)
         form.addRow(self.tr("Also write"), extras)
+        form.addRow("", self.outside_box)
+        form.addRow(self.tr("Unknown below"), self.unknown_box)
         form.addRow(self.tr("Area"), self.area)
         form.addRow("", self.load_box)
         buttons = QHBoxLayout()
@@ -291,6 +315,9 @@ class ApplyPanel(QWidget):
             "MODEL": self._model.path if self._model is not None else "",
             "FILES": self._rasters,
             "CONFIDENCE": self.confidence_box.isChecked(),
+            "ENTROPY": self.entropy_box.isChecked(),
+            "OUTSIDE": self.outside_box.isChecked(),
+            "UNKNOWN_BELOW": self.unknown_box.value(),
             "POLYGONS": self.polygons_box.isChecked(),
             "DEVICE": settings.device(),
             "OUTPUT": folder,
@@ -378,7 +405,7 @@ class ApplyPanel(QWidget):
 def _reload(entry: Mapping[str, Any]) -> bool:
     """Shows the new content of maps that are in the project already; False where one of them is not."""
     classes = entry.get("classes") or []
-    files = [entry[kind] for kind in ("class_raster", "confidence", "polygons") if entry.get(kind)]
+    files = [entry[kind] for kind in WRITTEN if entry.get(kind)]
     layers = {file: _layers_of(file) for file in files}
     if not all(layers.values()):
         return False

@@ -1,4 +1,4 @@
-"""The dock: the engine where it has to be set up, and two tabs, one to train and one to apply."""
+"""The dock: the engine where it has to be set up, and tabs to train, to check and to apply."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from qgis.PyQt.QtWidgets import QLabel, QTabWidget, QVBoxLayout, QWidget
 
 from .. import diagnostics, settings
 from .apply_tab import ApplyTab
+from .check_panel import CheckPanel
 from .notices import log, notify
 from .setup import SetupPanel
 from .setup_tasks import EngineSetup
@@ -37,10 +38,12 @@ class GeopeftDock(QgsDockWidget):
         self.setup_panel = SetupPanel(setup)
         self.train = TrainPanel(iface)
         self.apply = ApplyTab(iface)
+        self.check = CheckPanel(self.train.form, self.apply.models.catalogue, iface)
         self.tabs = QTabWidget()
         self.tabs.setObjectName("GeopeftTabs")
         self.tabs.setDocumentMode(True)
         self.tabs.addTab(self.train, self.tr("Train"))
+        self.tabs.addTab(self.check, self.tr("Check"))
         self.tabs.addTab(self.apply, self.tr("Apply"))
         content = QWidget()
         column = QVBoxLayout(content)
@@ -59,6 +62,10 @@ class GeopeftDock(QgsDockWidget):
         self.train.said.connect(self._log)
         self.train.noticed.connect(self._notify)
         self.train.trained.connect(self.apply.models.catalogue.add)
+        self.train.trained.connect(self.check.set_model)
+        self.train.report_wanted.connect(self._report)
+        self.apply.models.report_wanted.connect(self._report)
+        self.check.noticed.connect(self._say)
         # A look at the engine takes a second or two, in a thread; the window is to be there first.
         self._look = QTimer(self)
         self._look.setSingleShot(True)
@@ -69,13 +76,14 @@ class GeopeftDock(QgsDockWidget):
     @property
     def busy(self) -> bool:
         """True while anything runs."""
-        return self.train.busy or self.apply.is_busy or self.setup_panel.busy
+        return self.train.busy or self.check.is_busy or self.apply.is_busy or self.setup_panel.busy
 
     def refresh(self) -> None:
         """Shows the setup where there is no engine that fits, and tells the others whether there is one."""
         ready = settings.engine_python() is not None and not self.setup_panel.busy
         self.setup_panel.setVisible(not ready)
         self.train.set_engine_ready(ready)
+        self.check.set_engine_ready(ready)
         self.device_label.setText(self.setup_panel.setup.device if ready else "")
         self.device_label.setVisible(bool(self.device_label.text()))
 
@@ -88,9 +96,14 @@ class GeopeftDock(QgsDockWidget):
     def end(self) -> None:
         """Ends whatever runs; for when the plugin goes away."""
         self._look.stop()
+        self.check.end()
         self.train.end()
         self.apply.end()
         self.setup_panel.end()
+
+    def _report(self, model: str) -> None:
+        self.tabs.setCurrentWidget(self.check)
+        self.check.report(model)
 
     def _let_engine_go(self) -> None:
         """Before the engine is replaced: a warm one would hold its files."""
@@ -107,4 +120,7 @@ class GeopeftDock(QgsDockWidget):
     def _notify(self, level: str, text: str) -> None:
         if level == "error":
             diagnostics.note_error(text)
+            if settings.engine_python() is None:
+                # The look before a run has found it damaged.
+                self.setup_panel.setup.changed.emit()
         notify(self._iface, level, text, NOTICE_S)

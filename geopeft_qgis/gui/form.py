@@ -138,6 +138,24 @@ class TrainingForm(QWidget):
         """Fields of the preview job."""
         return {"line_width_px": self.labels.line_width_px(), "background": self.background_edit.text().strip()}
 
+    def sources(self) -> dict[str, Any]:
+        """Raster and labels as parameters of an algorithm; LayerError where they cannot be used.
+
+        They are paths and ids: a layer may leave the project while the engine works.
+        """
+        raster = raster_parameter(self.raster())
+        labels = self.labels.layer()
+        if labels is None:
+            raise LayerError(self.missing())
+        self.labels.adopt_style()
+        return {
+            "RASTERS": [raster],
+            "LABELS": QgsProcessingFeatureSourceDefinition(labels.id(), self.labels.selected_only()),
+            "CLASS_FIELD": self.labels.class_field(),
+            "LINE_WIDTH": self.labels.line_width_px(),
+            "BACKGROUND": self.background_edit.text().strip(),
+        }
+
     def request(self, more: Optional[dict[str, Any]] = None, polygons: bool = False) -> TrainingRequest:
         """What is chosen; LayerError where it cannot be used.
 
@@ -152,19 +170,11 @@ class TrainingForm(QWidget):
         except OSError as error:
             text = self.tr("The folder {folder} cannot be made ({reason}). Choose another one for the model.")
             raise LayerError(text.format(folder=model.parent, reason=error.strerror)) from error
-        # Paths and ids: a layer may leave the project while the engine works.
-        raster = raster_parameter(self.raster())
-        labels = self.labels.layer()
-        if labels is None:
-            raise LayerError(self.missing())
-        self.labels.adopt_style()
+        sources = self.sources()
+        raster = sources["RASTERS"][0]
         fit: dict[str, Any] = {
-            "RASTERS": [raster],
-            "LABELS": QgsProcessingFeatureSourceDefinition(labels.id(), self.labels.selected_only()),
-            "CLASS_FIELD": self.labels.class_field(),
-            "LINE_WIDTH": self.labels.line_width_px(),
+            **sources,
             "BACKBONE": self.backbone_box.currentText().strip() or "auto",
-            "BACKGROUND": self.background_edit.text().strip(),
             "MAX_MINUTES": self.minutes_box.value(),
             "DEVICE": settings.device(),
             "MODEL": str(model),

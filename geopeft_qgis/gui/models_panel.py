@@ -49,7 +49,7 @@ NOTICE_S = 10
 class ModelsPanel(QWidget):
     """Lists model packages and shows what each says of itself.
 
-    Signals: `apply_requested` with the path of a model; `selected` with that of the current one, empty for none.
+    Signals: `apply_requested` and `report_wanted` with the path of a model; `selected` with that of the current one, empty for none.
 
     Args:
         iface: QGIS's window, for its message bar; None in tests.
@@ -57,6 +57,7 @@ class ModelsPanel(QWidget):
     """
 
     apply_requested = pyqtSignal(str)
+    report_wanted = pyqtSignal(str)
     selected = pyqtSignal(str)
 
     def __init__(
@@ -157,6 +158,7 @@ class ModelsPanel(QWidget):
         self.folder_action = self._action(self.tr("Show in folder"), "/mIconFolderOpen.svg", self._show_in_folder)
         self.copy_action = self._action(self.tr("Copy path"), "/mActionEditCopy.svg", self._copy_path)
         self.export_action = self._action(self.tr("Export to ONNX …"), "/mActionSharingExport.svg", self._choose_export)
+        self.report_action = self._action(self.tr("Accuracy report"), "/mActionReport.svg", self._report)
         self.menu.addSeparator()
         self.remove_action = self._action(
             self.tr("Remove from list (the file stays)"), "/mActionRemove.svg", self._remove
@@ -257,6 +259,7 @@ class ModelsPanel(QWidget):
         self.details.setHtml(details_html(entry) if entry else "")
         is_usable = entry is not None and entry.summary is not None
         self.apply_button.setEnabled(is_usable)
+        self.report_action.setEnabled(is_usable)
         self.export_action.setEnabled(is_usable and not self.export_row.is_busy)
         self.more_button.setEnabled(entry is not None)
         self.selected.emit(entry.path if entry is not None else "")
@@ -271,6 +274,11 @@ class ModelsPanel(QWidget):
         entry = self.current()
         if entry is not None and entry.summary is not None:
             self.apply_requested.emit(entry.path)
+
+    def _report(self) -> None:
+        entry = self.current()
+        if entry is not None:
+            self.report_wanted.emit(entry.path)
 
     def _choose_file(self) -> None:
         entry = self.current()

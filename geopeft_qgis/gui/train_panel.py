@@ -40,7 +40,7 @@ class TrainPanel(QScrollArea):
     """Labels in, map out, with one press.
 
     Signals: `said` level and text for the log, `noticed` level and text for the message bar, `trained` with the path of
-    a model package that was just written.
+    a model package that was just written, `report_wanted` with that of one to be reported on.
 
     Args:
         iface: QGIS's window; None in tests.
@@ -49,12 +49,15 @@ class TrainPanel(QScrollArea):
     said = pyqtSignal(str, str)
     noticed = pyqtSignal(str, str)
     trained = pyqtSignal(str)
+    report_wanted = pyqtSignal(str)
 
     def __init__(self, iface: Any = None, parent: Optional[QWidget] = None) -> None:
         super().__init__(parent)
         self._iface = iface
         self._training: Optional[TrainAndMap] = None
         self._model = Path()
+        # The model that the last line of the panel is about.
+        self._reported = Path()
         self._engine_ready = self._ended = False
         # QGIS announces the end of a task by itself; ours comes after it, so that it is what the user sees.
         self._after_task = QTimer(self)
@@ -88,6 +91,7 @@ class TrainPanel(QScrollArea):
         self.options.set_choice(self._raster_path(), self.form.labels.class_names(), self.form.model())
         self.source_row.set_layer(self.form.raster())
         self.source_row.set_labels(self.form.labels.layer())
+        self.report_button.setVisible(self._reported != Path() and not self.busy)
         self.sample_button.setVisible(self.form.raster() is None and not self.busy)
         if not self.busy and not self.result_label.text():
             self.stage_label.setText(missing)
@@ -104,6 +108,7 @@ class TrainPanel(QScrollArea):
         if self.busy or not self._engine_ready:
             return
         self.result_label.clear()
+        self._reported = Path()
         self.curve.clear()
         self.messages.clear()
         try:
@@ -201,6 +206,8 @@ class TrainPanel(QScrollArea):
         font = self.result_label.font()
         font.setBold(True)
         self.result_label.setFont(font)
+        self.report_button = _button(self.tr("Accuracy report"), "GeopeftReportOfRun")
+        self.report_button.setToolTip(self.tr("All that is known of the model's accuracy as one page."))
         self.curve = CurveWidget()
         self.curve.setVisible(False)
         self.messages = QPlainTextEdit()
@@ -225,7 +232,7 @@ class TrainPanel(QScrollArea):
         column.addWidget(self.preview_label)
         column.addWidget(self.options)
         column.addLayout(buttons)
-        for widget in (self.progress, self.stage_label, self.result_label):
+        for widget in (self.progress, self.stage_label, self.result_label, self.report_button):
             column.addWidget(widget)
         column.addWidget(self.curve, 1)
         column.addWidget(log_box)
@@ -244,6 +251,7 @@ class TrainPanel(QScrollArea):
         self.stop_button.clicked.connect(self.stop)
         self.cancel_button.clicked.connect(self.cancel)
         self.sample_button.clicked.connect(self.open_sample)
+        self.report_button.clicked.connect(lambda *_: self.report_wanted.emit(str(self._reported)))
         self.preview_box.toggled.connect(self._preview_toggled)
         self.preview.said.connect(self._say)
         self.preview.status.connect(self._show_preview_status)
@@ -290,6 +298,7 @@ class TrainPanel(QScrollArea):
             return
         self.result_label.setText(accuracy_text(fit_results))
         self._after_task.start()
+        self._reported = self._model
         self.form.suggest_model(after=self._model)
         self.trained.emit(str(self._model))
         self.refresh()

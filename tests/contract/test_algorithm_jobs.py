@@ -173,8 +173,10 @@ def test_predict(job, raster_layer, label_layer, model, tmp_path, wants_all):  #
     parameters = {"MODEL": model, "RASTER": raster_layer, "OUTPUT": str(tmp_path / "map.tif")}
     if wants_all:
         parameters.update(CONFIDENCE="TEMPORARY_OUTPUT", POLYGONS="TEMPORARY_OUTPUT", AOI=label_layer, DEVICE="cuda")
+        parameters.update(ENTROPY="TEMPORARY_OUTPUT", OUTSIDE="TEMPORARY_OUTPUT", UNKNOWN_BELOW=62.5)
     made = job("predict", parameters)
     assert list(faults(made, SCHEMA)) == []
+    assert (made["entropy"], made["outside"], made["unknown_below"] == 62.5) == (wants_all,) * 3
     assert (made["confidence"], made["polygons"], "aoi" in made) == (wants_all, wants_all, wants_all)
 
 
@@ -187,10 +189,11 @@ def test_predict_many(job, raster_layer, label_layer, model, tmp_path, wants_all
         (more / "b.tif").touch()
         parameters.update(
             FILES=[raster_layer.source(), "https://host/c.tif"], FOLDER=str(more), CONFIDENCE=True, POLYGONS="true",
-            AOI=label_layer, BANDS="red,4", DEVICE="cuda",
+            AOI=label_layer, BANDS="red,4", DEVICE="cuda", ENTROPY=True, OUTSIDE=True, UNKNOWN_BELOW=62.5,
         )  # fmt: skip
     made = job("predictmany", parameters)
     assert list(faults(made, SCHEMA)) == []
+    assert (made["entropy"], made["outside"], made["unknown_below"] == 62.5) == (wants_all,) * 3
     assert (made["job"], made["out"]) == ("predict", str(tmp_path / "maps"))
     assert (made["confidence"], made["polygons"], "aoi" in made) == (wants_all, wants_all, wants_all)
     rasters = [raster_layer.source()]
@@ -204,6 +207,24 @@ def test_evaluate(job, raster_layer, label_layer, model, tmp_path):  # noqa: F81
     made = job("evaluate", parameters)
     assert list(faults(made, SCHEMA)) == []
     assert made["json_file"].endswith(".json")
+
+
+@pytest.mark.parametrize("wants_all", [False, True])
+def test_compare(job, raster_layer, label_layer, model, tmp_path, wants_all):  # noqa: F811
+    """A file or a layer's id may stand for a map; without labels only the map of disagreement is made."""
+    parameters = {"FIRST": raster_layer.source(), "SECOND": raster_layer.id(), "OUTPUT": str(tmp_path / "d.tif")}
+    if wants_all:
+        parameters.update(
+            SECOND=model, RASTERS=[raster_layer], LABELS=label_layer, CLASS_FIELD="class", BACKGROUND="other",
+            AREA=label_layer, BANDS="red,4", LINE_WIDTH=2.5, DEVICE="cpu", FIGURES=str(tmp_path / "f.json"),
+        )  # fmt: skip
+    made = job("compare", parameters)
+    assert list(faults(made, SCHEMA)) == []
+    assert (made["one"], made["other"]) == (raster_layer.source(), model if wants_all else raster_layer.source())
+    assert ("rasters" in made, "labels" in made, "area" in made, made.get("class_field")) == (
+        (True, True, True, "class") if wants_all else (False, False, False, None)
+    )
+    assert made["out"] == str(tmp_path / "d.tif") and "classes" not in made
 
 
 @pytest.mark.parametrize("wants_all", [False, True])
@@ -222,6 +243,24 @@ def test_report(job, raster_layer, label_layer, model, tmp_path, wants_all):  # 
     assert (made["figures"] != "", "labels" in made, made.get("class_field")) == (
         (True, True, "class") if wants_all else (False, False, None)
     )
+
+
+@pytest.mark.parametrize("wants_all", [False, True])
+@pytest.mark.parametrize("name", ["suggest", "suspects"])
+def test_advice_on_labels(job, raster_layer, label_layer, tmp_path, name, wants_all):  # noqa: F811
+    parameters = {"RASTERS": [raster_layer], "LABELS": label_layer, "OUTPUT": str(tmp_path / "p.gpkg")}
+    if wants_all:
+        parameters.update(
+            AREA=label_layer, BACKGROUND="other", BANDS="red,4", LINE_WIDTH=2.5, SEED=7, FIGURES=str(tmp_path / "f.json"),
+        )  # fmt: skip
+        parameters.update({"COUNT": 20} if name == "suggest" else {})
+    made = job(name, parameters)
+    assert list(faults(made, SCHEMA)) == []
+    assert (made["job"], made["out"], made["class_field"]) == (name, str(tmp_path / "p.gpkg"), "class")
+    assert ("area" in made, made["background"], made["bands"], made["seed"]) == (
+        (True, "other", ["red", "4"], 7) if wants_all else (False, "", [], 0)
+    )
+    assert made.get("count") == (None if name == "suspects" else 20 if wants_all else 10)
 
 
 @pytest.mark.parametrize("wants_all", [False, True])
@@ -256,6 +295,43 @@ def test_preview(raster_layer, label_layer, tmp_path, wants_all):  # noqa: F811
     assert list(faults(made, SCHEMA)) == []
     assert made["extent"] == [500000, 5399600, 500600, 5400000]
     assert [c["name"] for c in made["classes"]] == ["Forest", "Water", "Built Up"]
+
+
+@pytest.mark.parametrize("wants_all", [False, True])
+def test_sample(job, raster_layer, label_layer, tmp_path, wants_all):  # noqa: F811
+    parameters = {"MAP": raster_layer, "OUTPUT": str(tmp_path / "s.gpkg")}
+    if wants_all:
+        parameters.update(AOI=label_layer, POINTS=300, FEWEST="30", STANDARD_ERROR=0.05, SEED=7)
+    made = job("sample", parameters)
+    assert list(faults(made, SCHEMA)) == []
+    assert (made["map"], made["out"], "aoi" in made) == (raster_layer.source(), str(tmp_path / "s.gpkg"), wants_all)
+    numbers = (made["points"], made["fewest"], made["standard_error"], made["seed"])
+    assert numbers == ((300, 30, 0.05, 7) if wants_all else (0, 20, 0.02, 0))
+
+
+@pytest.mark.parametrize("wants_all", [False, True])
+def test_area(job, provider, project, tmp_path, wants_all):  # noqa: F811
+    points = tmp_path / "points.gpkg"
+    save_points(points)
+    parameters = {"POINTS": str(points), "TABLE": str(tmp_path / "a.csv")}
+    if wants_all:
+        parameters.update(CLASS_FIELD="seen", OTHER_CLASSES="bog, snow", FIGURES=str(tmp_path / "a.json"))
+    made = job("area", parameters)
+    assert list(faults(made, SCHEMA)) == []
+    assert (made["points"], made["out"]) == (str(points), str(tmp_path / "a.csv"))
+    assert made["class_field"] == ("seen" if wants_all else "class")
+    assert made["other_classes"] == (["bog", "snow"] if wants_all else [])
+    assert made["json_file"] == (str(tmp_path / "a.json") if wants_all else "")
+
+
+def save_points(path):
+    """A GeoPackage of points with two fields that may hold the class."""
+    from qgis.core import QgsProject, QgsVectorFileWriter, QgsVectorLayer
+
+    layer = QgsVectorLayer("Point?crs=EPSG:32632&field=class:string&field=seen:string", "sample", "memory")
+    options = QgsVectorFileWriter.SaveVectorOptions()
+    context = QgsProject.instance().transformContext()
+    QgsVectorFileWriter.writeAsVectorFormatV3(layer, str(path), context, options)
 
 
 def test_export(job, model, tmp_path):

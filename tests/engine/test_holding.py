@@ -20,6 +20,7 @@ from geopeft.errors import OutputError, RasterError, is_out_of_memory
 from geopeft.events import Reporter
 from geopeft.holding import hold, part_of
 from geopeft.job import parse
+from geopeft.writing import write_bytes
 from test_predict import NAMES, VALUES, model, run  # noqa: F401
 
 MakeRaster = Callable[..., Path]
@@ -222,6 +223,22 @@ def test_a_file_that_is_open_elsewhere_is_waited_for_a_little(
     assert (tmp_path / "a").read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.skipif(os.name != "posix", reason="links and modes of POSIX")
+@pytest.mark.fault("S10")
+def test_links_that_lie_in_wait_are_not_followed(tmp_path: Path) -> None:
+    victim, out = tmp_path / "victim", tmp_path / "map.tif"
+    victim.write_text("mine")
+    with hold(out):
+        (lock,) = (path for path in tmp_path.iterdir() if path.name.startswith("."))
+    for name in {lock.name, "map.tif", "map.tif.part", ".map.tif.part"}:
+        (tmp_path / name).unlink(missing_ok=True)
+        (tmp_path / name).symlink_to(victim)
+    with hold(out):
+        write_bytes(out, b"map")
+    assert victim.read_text() == "mine" and not out.is_symlink() and out.read_bytes() == b"map"
+    assert part_of(out) != part_of(out), "its name cannot be foreseen"
+
+
 @pytest.mark.fault("P19")
 @pytest.mark.parametrize(
     ("error", "is_memory"),
@@ -231,6 +248,7 @@ def test_a_file_that_is_open_elsewhere_is_waited_for_a_little(
         (RuntimeError("CUDA out of memory"), True),
         (OSError(errno.ENOMEM, "no"), True),
         (RuntimeError("std::bad_alloc"), True),
+        (RuntimeError("could not create a primitive"), True),
         (OSError(errno.ENOSPC, "no"), False),
         (ValueError("no band"), False),
     ],

@@ -183,6 +183,8 @@ def test_evaluate_agrees_with_the_map(scene: Path, mapped: dict[str, Any]) -> No
             if value:
                 expected[1 if name == "forest" else 0, value - 1] += count
     assert matrix.tolist() == expected.tolist()
+    blocks = outputs["figures"]["blocks"]
+    assert blocks > 1 and outputs["figures"]["split"].startswith(f"the labels given, counted in {blocks} blocks")
     assert json.loads((scene / "e.json").read_text())["miou"]["value"] == outputs["figures"]["miou"]["value"]
 
 
@@ -201,8 +203,9 @@ def test_each_part_is_scored_by_itself_and_the_blend_is_the_packages(scene: Path
     blend = runtimes[""].manifest.blend
     assert np.abs(found["network"] - found["classical"]).max() > 0.01
     assert 0 < blend.network < 1
-    expected = blend.network * found["network"] + (1 - blend.network) * found["classical"]
-    assert np.abs(found[""] - expected).max() < 1e-6
+    expected = (blend.network * found["network"] + (1 - blend.network) * found["classical"]) ** blend.sharpness
+    assert blend.sharpness != 1
+    assert np.abs(found[""] - expected / expected.sum(1, keepdims=True)).max() < 1e-6
 
 
 def test_held_out_places_do_not_teach_the_parts_that_are_scored_on_them(

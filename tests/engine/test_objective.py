@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from geopeft.objective import balanced_cross_entropy, fit_blend
+from geopeft.objective import balanced_cross_entropy, fit_blend, fit_sharpness
 
 
 def test_unlabelled_pixels_do_not_teach() -> None:
@@ -51,3 +51,39 @@ def test_an_overconfident_network_is_cooled() -> None:
     logits, classical, truth, place = forecasts(0.8, 0.5, 100)
     modest, loud = (fit_blend(logits * factor, classical, truth, place, 0.9)[1] for factor in (0.6, 3))
     assert loud >= 2 > modest
+
+
+def map_of(places: int, exponent: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Probabilities, truth and places of a map that would be right as often as it says if it were not for the exponent;
+    all pixels of a place share their fate."""
+    rng = np.random.default_rng(0)
+    honest = rng.dirichlet(np.ones(3), places)
+    truth = np.array([rng.choice(3, p=row) for row in honest])
+    raised = honest**exponent
+    said = raised / raised.sum(1, keepdims=True)
+    return np.repeat(said, 20, 0), np.repeat(truth, 20), np.repeat(np.arange(places), 20)
+
+
+def test_a_map_that_is_less_sure_than_it_is_right_is_made_surer_and_the_other_way_round() -> None:
+    for exponent in (0.4, 1.0, 2.5):
+        found = fit_sharpness(*map_of(1000, exponent), most_places=np.inf)
+        assert found == pytest.approx(1 / exponent, rel=0.25)
+
+
+def test_a_few_places_cannot_make_a_map_certain() -> None:
+    def always_right(places: int, sure: float = 0.6) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        truth = np.repeat(np.arange(places) % 2, 30)
+        said = np.where(np.arange(2) == truth[:, None], sure, 1 - sure)
+        return said, truth, np.repeat(np.arange(places), 30)
+
+    few, some, many = (fit_sharpness(*always_right(places)) for places in (2, 20, 2000))
+    assert 1 < few < 2.5 < some <= many <= 8
+    assert many == fit_sharpness(*always_right(40)), "many places of one region count no more than they may"
+    nothing = np.zeros(0, np.int64)
+    assert fit_sharpness(np.zeros((0, 2)), nothing, nothing) == 1
+
+
+def test_a_place_of_many_pixels_says_no_more_of_the_sharpness_than_a_small_one() -> None:
+    said, truth, places = map_of(60, 1.0)
+    large = np.repeat(np.arange(len(truth)), np.where(places == 0, 50, 1))
+    assert fit_sharpness(said[large], truth[large], places[large]) == fit_sharpness(said, truth, places)

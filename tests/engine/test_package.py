@@ -6,12 +6,14 @@ import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from geopeft import package
 from geopeft.errors import PackageError
 from geopeft.models.spec import InputBand, ModelSpec, TextureSpec
+from pydantic import BaseModel
 
 from tests.strange_packages import signed
 
@@ -155,6 +157,37 @@ def test_a_package_of_a_newer_engine_says_so(saved: Path) -> None:
     with pytest.raises(PackageError) as caught:
         package.read(saved)
     assert caught.value.code == "PACKAGE_NEWER"
+
+
+def of_version(version: int) -> Callable[[dict[str, bytes]], dict[str, bytes]]:
+    """A package as the earlier versions wrote it: without what came later, and without a checksum of its manifest."""
+
+    def plain(model: type[BaseModel], data: dict[str, Any]) -> dict[str, Any]:
+        return {name: data[name] for name, field in model.model_fields.items() if field.is_required()}
+
+    def change(members: dict[str, bytes]) -> dict[str, bytes]:
+        data = json.loads(members["manifest.json"])
+        kept = plain(package.Manifest, data) | {"schema_version": version, "sha256": data["sha256"]}
+        kept["spec"] = plain(ModelSpec, data["spec"])
+        del kept["sha256"]["manifest.json"]
+        return {**members, "manifest.json": json.dumps(kept).encode()}
+
+    return change
+
+
+@pytest.mark.fault("M24")
+@pytest.mark.parametrize("version", range(1, package.SCHEMA_VERSION))
+def test_packages_of_earlier_versions_are_read(saved: Path, version: int) -> None:
+    now = package.read(saved)
+    rewrite(saved, of_version(version))
+    found = package.read(saved)
+    assert found.manifest.schema_version == version
+    assert found.manifest.model_copy(update={"schema_version": now.manifest.schema_version, "sha256": {}}) == (
+        now.manifest.model_copy(update={"sha256": {}})
+    )
+    assert {name: array.tobytes() for name, array in found.weights.items()} == {
+        name: array.tobytes() for name, array in now.weights.items()
+    }
 
 
 @pytest.mark.fault("M04")

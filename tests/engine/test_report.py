@@ -311,6 +311,8 @@ def test_the_job_is_kept_without_anybody_s_folders() -> None:
         ("see https://arxiv.org/abs/1905.11946", "see https://arxiv.org/abs/1905.11946"),
         (r"C:\Users\jane\scene.tif has 3 bands", "scene.tif has 3 bands"),
         ("'/srv/jane/a.tif' is gone", "'a.tif' is gone"),
+        ("couldn't open '/srv/jane doe/a b.tif'", "couldn't open 'a b.tif'"),
+        (r'"D:\jane doe\a b.tif" is gone', '"a b.tif" is gone'),
         ("/home/jane doe/x y.tif is gone", "x y.tif is gone"),
     ],
 )

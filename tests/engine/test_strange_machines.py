@@ -3,6 +3,7 @@
 # ruff: noqa: F811, fixtures of another test file
 from __future__ import annotations
 
+import io
 import json
 import os
 import resource
@@ -18,10 +19,12 @@ from typing import Any
 import numpy as np
 import pytest
 import shapely
+from geopeft import __main__, probe
 from geopeft.data.labels import read_labels
 from geopeft.data.raster import describe
 from geopeft.errors import LabelError
 from geopeft.events import TERMINAL, Reporter
+from geopeft.job import parse
 from test_predict import NAMES, VALUES, model  # noqa: F401
 
 MakeRaster = Callable[..., Path]
@@ -174,3 +177,21 @@ def test_a_raster_of_many_bands_is_read_by_the_bands_that_are_asked_for(make_ras
     with open_raster(info, [7, 399]) as reader:
         values, _ = reader.read(Window(0, 0, 16, 16))
     assert values.shape == (2, 16, 16) and len(info.bands) == 400
+
+
+class Panic(BaseException):
+    """What a library written in Rust raises when it gives up: no Exception."""
+
+
+@pytest.mark.parametrize(("error", "code"), [(Panic("index out of range"), "INTERNAL"), (MemoryError(), "OUT_OF_MEMORY")])
+def test_whatever_a_library_raises_ends_the_job_with_one_event(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException, code: str
+) -> None:
+    def fail(*_: Any) -> dict[str, Any]:
+        raise error
+
+    monkeypatch.setattr(probe, "run", fail)
+    said = io.StringIO()
+    assert __main__.execute(parse({"job": "probe"}), Reporter(said)) == __main__.EXIT_FAILED
+    (last,) = [json.loads(line) for line in said.getvalue().splitlines()]
+    assert (last["event"], last["code"]) == ("failed", code)

@@ -39,12 +39,13 @@ def flipped(folder: Path, seed: int) -> tuple[Path, set[int]]:
     return folder / f"{seed}.gpkg", set(fids[wrong].tolist())
 
 
-def run(labels: str, out: Path) -> dict:
+def run(labels: str, out: Path, **options: str) -> dict:
     job = {
         "job": "suspects",
         "rasters": [str(SAMPLE / "itaipu_landsat8.tif")],
         "labels": labels,
         "class_field": "class",
+        **options,
     }
     return suspects.run(parse({**job, "out": str(out), "json_file": f"{out}.json"}), Reporter())  # type: ignore[arg-type]
 
@@ -73,3 +74,17 @@ def test_classes_with_one_place_each_cannot_be_judged(tmp_path: Path) -> None:
     with pytest.raises(LabelError, match="every class has one labelled place") as caught:
         run(str(tmp_path / "few.gpkg"), tmp_path / "s.gpkg")
     assert caught.value.code == "LABELS_FEW" and not (tmp_path / "s.gpkg").exists()
+
+
+def test_wrong_labels_of_a_background_class_come_first_too(tmp_path: Path) -> None:
+    """Of the background hardly anything is drawn: what it looks like is known from the ground around the labels."""
+    meta, _, shapes, classes = labels_of_the_sample()
+    drawn = classes == "built_up"
+    shapes, classes = shapes[drawn], classes[drawn]
+    wrong = [3, 11]
+    classes[wrong] = "other"
+    write(tmp_path / "b.gpkg", meta, shapes, classes)
+    outputs = run(str(tmp_path / "b.gpkg"), tmp_path / "s.gpkg", background="other")
+    first = [place["fid_label"] for place in outputs["places"][:3]]
+    assert {number + 1 for number in wrong} <= set(first)
+    assert outputs["judged"] == len(shapes)

@@ -17,6 +17,8 @@ def run(name, parameters, feedback=None, context=None):
 
 def test_provider_lists_the_algorithms(provider):
     assert sorted(a.id() for a in provider.algorithms()) == [
+        "geopeft:area",
+        "geopeft:compare",
         "geopeft:evaluate",
         "geopeft:example",
         "geopeft:export",
@@ -26,7 +28,10 @@ def test_provider_lists_the_algorithms(provider):
         "geopeft:pretrain",
         "geopeft:renderlayer",
         "geopeft:report",
+        "geopeft:sample",
         "geopeft:stack",
+        "geopeft:suggest",
+        "geopeft:suspects",
     ]
     for algorithm in provider.algorithms():
         assert algorithm.shortHelpString() and algorithm.helpUrl().startswith("https://")
@@ -83,14 +88,18 @@ def test_predict_puts_every_output_where_it_was_asked_for(provider, fake_engine,
             "RASTER": raster_layer,
             "OUTPUT": str(tmp_path / "map.tif"),
             "CONFIDENCE": str(tmp_path / "other" / "c.tif"),
+            "ENTROPY": str(tmp_path / "other" / "e.tif"),
+            "OUTSIDE": str(tmp_path / "other" / "o.tif"),
             "POLYGONS": str(tmp_path / "other" / "p.gpkg"),
+            "UNKNOWN_BELOW": 60,
         },
     )
     assert {p.name for p in tmp_path.iterdir()} >= {"map.tif", "map.tif.aux.xml", "m.geopeft"}
-    assert {p.name for p in (tmp_path / "other").iterdir()} == {"c.tif", "p.gpkg"}
+    assert {p.name for p in (tmp_path / "other").iterdir()} == {"c.tif", "e.tif", "o.tif", "p.gpkg"}
     assert not list(tmp_path.glob("map_*"))
     assert result["CONFIDENCE"].endswith("c.tif") and result["POLYGONS"].endswith("p.gpkg")
-    assert [c["name"] for c in json.loads(result["CLASSES"])] == ["water", "Forêt", "built up"]
+    assert (result["OUTSIDE_PERCENT"], result["UNKNOWN_PERCENT"]) == (12.5, 25)
+    assert [c["name"] for c in json.loads(result["CLASSES"])] == ["water", "Forêt", "built up", "unknown"]
 
 
 def test_predict_writes_no_confidence_unless_asked(provider, fake_engine, raster_layer, tmp_path):
@@ -113,21 +122,47 @@ def test_results_that_processing_loads_are_styled(provider, fake_engine, raster_
             "RASTER": raster_layer,
             "OUTPUT": "TEMPORARY_OUTPUT",
             "CONFIDENCE": "TEMPORARY_OUTPUT",
+            "OUTSIDE": "TEMPORARY_OUTPUT",
             "POLYGONS": "TEMPORARY_OUTPUT",
         },
     )
     loaded = {layer.source().split("|")[0]: layer for layer in project.mapLayers().values()}
-    layers = {name: loaded[result[name]] for name in ("OUTPUT", "CONFIDENCE", "POLYGONS")}
+    layers = {name: loaded[result[name]] for name in ("OUTPUT", "CONFIDENCE", "OUTSIDE", "POLYGONS")}
     assert [(c.value, c.label, c.color.name()) for c in layers["OUTPUT"].renderer().classes()] == [
         (1, "water", "#3b7dd8"),
         (2, "Forêt", "#2f8f4e"),
         (3, "built up", "#c0392b"),
     ]
     assert layers["CONFIDENCE"].renderer().classificationMax() == 100
+    assert layers["OUTSIDE"].renderer().classificationMax() == 250
     assert [c.value() for c in layers["POLYGONS"].renderer().categories()] == ["water", "Forêt", "built up"]
     for layer in layers.values():
         assert layer.customProperty("geopeft/model") == str(model)
         assert layer.customProperty("geopeft/raster") == raster_layer.source()
+
+
+@pytest.mark.parametrize("name", ["suggest", "suspects"])
+def test_advice_on_labels_is_loaded_with_its_rank_beside_each_place(
+    provider, fake_engine, raster_layer, label_layer, project, tmp_path, name
+):
+    import processing
+
+    parameters = {"RASTERS": [raster_layer], "LABELS": label_layer, "OUTPUT": str(tmp_path / "p.gpkg")}
+    result = processing.runAndLoadResults(f"geopeft:{name}", parameters)
+    assert (result["COUNT_FOUND"], result.get("WIDTH_M"), result.get("JUDGED")) == (
+        (3, 80.0, None) if name == "suggest" else (3, None, 20)
+    )
+    (layer,) = [one for one in project.mapLayers().values() if one.source().startswith(result["OUTPUT"])]
+    assert layer.featureCount() == 3 and layer.labelsEnabled()
+    assert layer.labeling().settings().fieldName == "rank"
+    assert layer.renderer().symbol().color().alpha() == 0
+
+
+@pytest.mark.parametrize("name", ["suggest", "suspects"])
+def test_advice_on_labels_is_a_geopackage(provider, fake_engine, raster_layer, label_layer, tmp_path, name):
+    parameters = {"RASTERS": [raster_layer], "LABELS": label_layer, "OUTPUT": str(tmp_path / "p.shp")}
+    with pytest.raises(QgsProcessingException, match="must end with .gpkg"):
+        run(f"geopeft:{name}", parameters)
 
 
 def test_only_geotiff_is_taken_as_output(provider, fake_engine, raster_layer, tmp_path):
@@ -195,3 +230,38 @@ def test_a_report_needs_only_a_model(provider, fake_engine, tmp_path):
     result = run("geopeft:report", {"MODEL": str(model), "REPORT": str(tmp_path / "r.html")})
     assert result["REPORT"] == str(tmp_path / "r.html")
     assert "Accuracy report" in Path(result["REPORT"]).read_text(encoding="utf-8")
+
+
+def test_compare_gives_the_difference_and_a_layer_with_a_colour_for_each_pair(
+    provider, fake_engine, raster_layer, label_layer, project, tmp_path
+):
+    import processing
+
+    parameters = {
+        "FIRST": raster_layer.source(),
+        "SECOND": raster_layer.id(),
+        "LABELS": label_layer,
+        "OUTPUT": "TEMPORARY_OUTPUT",
+        "FIGURES": str(tmp_path / "f.json"),
+    }
+    result = processing.runAndLoadResults("geopeft:compare", parameters)
+    assert (result["DIFFERENCE"], result["DIFFERENCE_LOW"], result["DIFFERENCE_HIGH"]) == (0.05, 0.01, 0.09)
+    assert (result["MIOU_FIRST"], result["BETTER"], result["DIFFERING_SHARE"]) == (0.74, "first", 0.04)
+    assert result["SENTENCES"] == "The maps agree nearly everywhere." and Path(result["FIGURES"]).is_file()
+    (layer,) = [one for one in project.mapLayers().values() if one.source() == result["OUTPUT"]]
+    assert [entry.label for entry in layer.renderer().classes()] == ["both agree", "water → Forêt"]
+
+
+def test_compare_without_labels_has_no_figures(provider, fake_engine, raster_layer, tmp_path):
+    parameters = {"FIRST": raster_layer.source(), "SECOND": raster_layer.source(), "OUTPUT": str(tmp_path / "d.tif")}
+    result = run("geopeft:compare", parameters)
+    assert (result["MIOU_FIRST"], result["DIFFERENCE"], result["BETTER"]) == (None, None, "")
+    assert Path(result["OUTPUT"]).is_file()
+
+
+def test_a_map_that_is_not_there_is_said_before_the_engine_is_started(provider, fake_engine, raster_layer, tmp_path):
+    parameters = {"FIRST": raster_layer.source(), "SECOND": str(tmp_path / "none.tif"), "OUTPUT": "TEMPORARY_OUTPUT"}
+    feedback = Feedback()
+    with pytest.raises(QgsProcessingException):
+        run("geopeft:compare", parameters, feedback)
+    assert any("none.tif. Choose a model (.geopeft) or a raster of classes." in text for text in feedback.said)

@@ -60,7 +60,8 @@ def panel(provider, fake_engine, models, project, canvas, tmp_path):
     from geopeft_qgis.gui.apply_panel import ApplyPanel
     from geopeft_qgis.gui.model_catalogue import read_entry
 
-    for name in ("maps_folder", "apply_confidence", "apply_polygons", "apply_load"):
+    for name in ("maps_folder", "apply_confidence", "apply_polygons", "apply_load", "apply_entropy", "apply_outside",
+                 "apply_unknown"):  # fmt: skip
         settings.put(name, "")
     panel = ApplyPanel(Iface(canvas))
     panel.set_model(read_entry(str(models / "new.geopeft")))
@@ -249,6 +250,19 @@ def test_a_map_that_is_in_the_project_already_is_shown_anew(panel, scenes, proje
     panel.confidence_box.setChecked(True)
     run(panel)
     assert len(project.mapLayers()) == 3, "the confidence was not in the project yet"
+
+
+def test_where_not_to_trust_the_map_comes_with_it_on_request(panel, scenes, project):
+    add(panel, scenes[:1])
+    panel.entropy_box.setChecked(True)
+    panel.outside_box.setChecked(True)
+    panel.unknown_box.setValue(60)
+    run(panel)
+    job = job_of_the_last_run()
+    assert (job["confidence"], job["entropy"], job["outside"], job["unknown_below"]) == (False, True, True, 60)
+    assert {layer.name() for layer in project.mapLayers().values()} == {
+        "map", "entropy", "outside what the model has seen"
+    }  # fmt: skip
 
 
 def test_the_maps_stay_out_of_the_project_on_request(panel, scenes, project, tmp_path):

@@ -108,6 +108,26 @@ def test_every_field_has_a_name_and_a_tooltip(page):
         assert field.objectName().startswith("Options") and field.toolTip().endswith(".")
 
 
+@pytest.mark.fault("S05")
+def test_a_project_cannot_say_which_engine_runs(page, project, tmp_path):
+    """Only the profile's settings do; a project may come from a stranger."""
+    from qgis.core import QgsExpressionContextUtils, QgsProject
+
+    from geopeft_qgis import engine_state, settings
+
+    names = ("engine_python", "engine_folder", "kit_folder", "package_index", "weights_folder", "models_folder")
+    known = {name: settings.get(name) for name in names}
+    for name in names:
+        for scope in ("geopeft", "GeoPEFT", "/geopeft"):
+            project.writeEntry(scope, f"/{name}", "/tmp/evil")
+        QgsExpressionContextUtils.setProjectVariable(project, f"geopeft_{name}", "/tmp/evil")
+    project.write(str(tmp_path / "stranger.qgz"))
+    project.clear()
+    assert QgsProject.instance().read(str(tmp_path / "stranger.qgz"))
+    assert {name: settings.get(name) for name in names} == known
+    assert "evil" not in f"{engine_state.own_python()} {engine_state.home()} {settings.models_folder()}"
+
+
 def test_nothing_is_stored_in_the_project(page, project):
     page.index_edit.setText("https://packages.example/all")
     page.apply()

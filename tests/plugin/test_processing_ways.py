@@ -33,6 +33,13 @@ WAYS = {
         [*NUMBERS, "OVERALL_ACCURACY", "F1"],
     ),
     "export": (["MODEL={model}", "ONNX=m.onnx"], ["ONNX"], []),
+    "suggest": (["RASTERS={raster}", "LABELS={labels}", "OUTPUT=p.gpkg"], ["OUTPUT"], ["COUNT_FOUND", "WIDTH_M"]),
+    "suspects": (["RASTERS={raster}", "LABELS={labels}", "OUTPUT=p.gpkg"], ["OUTPUT"], ["COUNT_FOUND", "JUDGED"]),
+    "compare": (
+        ["FIRST={raster}", "SECOND={model}", "RASTERS={raster}", "LABELS={labels}", "OUTPUT=d.tif", "FIGURES=f.json"],
+        ["OUTPUT", "FIGURES"],
+        ["MIOU_FIRST", "MIOU_SECOND", "DIFFERENCE", "DIFFERENCE_LOW", "DIFFERENCE_HIGH", "DIFFERING_SHARE"],
+    ),
     "pretrain": (["RASTERS={raster}", "OUTPUT=b.safetensors"], ["OUTPUT"], ["LOSS", "STEPS_DONE"]),
 }
 

@@ -40,6 +40,6 @@ def test_links_that_lead_in_a_circle_are_not_followed(folder):
 
 
 def test_maps_of_listed_rasters_are_left_out_and_tile_2_comes_before_tile_10():
-    maps = ["/x/t2_map.tif", "/x/t2_map_3.tif", "/y/T10_map_confidence.tif"]
+    maps = ["/x/t2_map.tif", "/x/t2_map_3.tif", "/y/T10_map_confidence.tif", "/x/t2_map_outside.tif"]
     rasters = ["/x/other_map.tif", "/x/t2.tif", "/x/t2_mapped.tif", "/x/t10.tif"]
     assert without_maps([*maps, *rasters[::-1], *rasters]) == rasters

@@ -122,6 +122,20 @@ def test_confidence_is_a_ramp_from_0_to_100_and_255_is_nothing(outputs, project)
     assert provider.sourceNoDataValue(1) == 255 or provider.userNoDataValues(1)[0].contains(255)
 
 
+def test_outside_what_was_seen_changes_its_colour_at_100_percent(raster_file, tmp_path, project):
+    from geopeft_qgis.results import load_result
+
+    job = {"job": "predict", "entropy": True, "outside": True, "unknown_below": 60}
+    outputs = fake.predict({**job, "rasters": [str(raster_file)], "out": str(tmp_path / "map.tif")})
+    layers = load_result(outputs, project, "g")
+    assert [layer.name() for layer in layers] == ["map", "entropy", "outside what the model has seen"]
+    assert [c.label for c in layers[0].renderer().classes()][-1] == "unknown"
+    ramps = [layer.renderer().shader().rasterShaderFunction() for layer in layers[1:]]
+    inside, outside = (ramps[1].shade(percent)[1:4] for percent in (99, 102))
+    assert inside[2] > inside[0] and outside[0] > outside[2], "blue inside, red outside"
+    assert ramps[0].maximumValue() == 100 and ramps[1].maximumValue() == 250
+
+
 def test_a_class_raster_by_itself_shows_the_names_that_it_carries(raster_file, tmp_path, project):
     from osgeo import gdal
 

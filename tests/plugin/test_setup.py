@@ -208,6 +208,34 @@ def test_a_broken_environment_is_found_and_named(panel, place):
     wait_until(lambda: panel.title.text() == "The engine is ready")
 
 
+@pytest.mark.fault("E16")
+def test_a_damaged_file_ends_a_run_before_it_starts_and_one_press_repairs_it(panel, place, tmp_path):
+    from qgis.core import QgsProcessingContext, QgsProcessingException, QgsProcessingFeedback
+
+    from geopeft_qgis import engine_files, engine_state, settings
+    from geopeft_qgis.algorithms.base import EngineAlgorithm
+
+    set_up(panel)
+    environment = settings.engine_python().parents[1]
+    algorithm = EngineAlgorithm()
+    algorithm._command, algorithm._folder = settings.engine_command(), tmp_path / "run"
+    algorithm.choices = lambda parameters, context: {}
+    (file,) = environment.rglob("one.py")
+    file.write_bytes(b"1 + 2\n")
+    before = len(fake_uv.calls(tmp_path))
+    with pytest.raises(QgsProcessingException, match=r"was changed: .*one\.py\. Press Repair in the GeoPEFT panel\."):
+        algorithm.processAlgorithm({}, QgsProcessingContext(), QgsProcessingFeedback())
+    assert len(fake_uv.calls(tmp_path)) == before, "the engine was not started"
+    assert engine_state.state().kind == engine_state.BROKEN
+    panel.setup.changed.emit()
+    assert panel.title.text() == "The engine is damaged" and str(file) in panel.problem.text()
+    panel.main_button.click()
+    wait_until(lambda: panel.title.text() == "The engine is ready")
+    assert engine_files.differing(settings.engine_python().parents[1]) == []
+    with pytest.raises(QgsProcessingException, match="exit code 0"):
+        algorithm.processAlgorithm({}, QgsProcessingContext(), QgsProcessingFeedback())
+
+
 def test_remove_asks_and_says_what_it_gave_back(panel, place):
     from geopeft_qgis import settings
 

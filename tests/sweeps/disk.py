@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.trials import Bench, Count, moments, old_outputs
+from tests.tally import Count, moments
+from tests.trials import Bench, old_outputs
 
 COUNT = int(sys.argv[1]) if len(sys.argv) > 1 else 60
 SIZE_MB = 64

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from geopeft_qgis.engine_process import EngineCanceled, EngineError, run
-from tests.trials import FIT, Bench, Count
+from tests.tally import Count
+from tests.trials import FIT, Bench
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNT = int(sys.argv[1]) if len(sys.argv) > 1 else 100

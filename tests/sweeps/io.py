@@ -12,7 +12,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.trials import Bench, Count, old_outputs
+from tests.tally import Count
+from tests.trials import Bench, old_outputs
 
 # At most so many of the writes of a job fail, evenly spread.
 COUNT = int(sys.argv[1]) if len(sys.argv) > 1 else 60

@@ -6,7 +6,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.trials import Bench, Count, kill_after, moments, old_outputs, whole_outputs
+from tests.tally import Count, moments
+from tests.trials import Bench, kill_after, old_outputs, whole_outputs
 
 COUNT = int(sys.argv[1]) if len(sys.argv) > 1 else 200
 # A training goes on after each kill, and after so many of them it may end.

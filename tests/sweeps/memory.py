@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.trials import Bench, Count, old_outputs
+from tests.tally import Count
+from tests.trials import Bench, old_outputs
 
 COUNT = int(sys.argv[1]) if len(sys.argv) > 1 else 40
 MOST_MB = 160

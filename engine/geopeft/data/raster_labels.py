@@ -67,13 +67,13 @@ def read_raster_labels(
         if error.code == "RASTER_NO_CRS":
             raise LabelError(error.message, error.hint, "LABELS_NO_CRS") from error
         raise
-    names, colors = _raster_classes(info)
+    names, colors = raster_classes(info)
     lookup = LabelLookup(info, rasters)
-    frames = [_covered(info, raster) for raster in rasters]
+    frames = [covered(info, raster) for raster in rasters]
     if all(row1 <= row0 or col1 <= col0 for row0, col0, row1, col1 in frames):
         raise_outside(path, frame_bounds(info, 0), pyproj.CRS.from_wkt(info.crs.to_wkt()), rasters)
     counts = _value_counts(path, lookup, frames, reporter)
-    for value in _unlabelled_values(info, names, table.given_values):
+    for value in unlabelled_values(info, names, table.given_values):
         counts.pop(value, None)
     if not counts:
         raise LabelError(f"{path} labels no pixel of the raster.", "Check the label raster.", "LABELS_EMPTY")
@@ -93,7 +93,7 @@ def read_raster_labels(
     return _paint_cells(lookup, rasters, frames)
 
 
-def _raster_classes(info: RasterInfo) -> tuple[dict[int, str], dict[int, str]]:
+def raster_classes(info: RasterInfo) -> tuple[dict[int, str], dict[int, str]]:
     """Names and colours by value: from the tag CLASSES (of the band, else the dataset), else the category names."""
     with gdal_env(sidecars=True), rasterio.open(info.path) as dataset:
         band = info.bands[0].index
@@ -133,7 +133,7 @@ def _category_names(dataset: Any) -> dict[int, str]:
     return {value: html.unescape(name) for value, name in enumerate(names) if name}
 
 
-def _unlabelled_values(info: RasterInfo, names: Mapping[int, str], given: set[str]) -> set[int]:
+def unlabelled_values(info: RasterInfo, names: Mapping[int, str], given: set[str]) -> set[int]:
     """0, 255 and the nodata value, unless they are named as a class.
 
     0 is a class also where another nodata value is declared and no value has a name.
@@ -149,7 +149,7 @@ def _unlabelled_values(info: RasterInfo, names: Mapping[int, str], given: set[st
     return out - classes
 
 
-def _covered(labels: RasterInfo, raster: RasterInfo) -> tuple[int, int, int, int]:
+def covered(labels: RasterInfo, raster: RasterInfo) -> tuple[int, int, int, int]:
     """The rectangle of `raster` within which `labels` lies: (row0, col0, row1, col1), empty where they do not meet."""
     own, target = pyproj.CRS.from_wkt(labels.crs.to_wkt()), pyproj.CRS.from_wkt(raster.crs.to_wkt())
     left, bottom, right, top = transform_bounds(own, target, frame_bounds(labels, 1)).tolist()

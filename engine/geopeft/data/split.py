@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import ndimage
 
 from geopeft.data.chips import Site
 
@@ -15,6 +16,8 @@ MOST_HELD_OUT = 0.4
 _MAX_BLOCKS_PER_SIDE = 8
 # Squares that a class is to lie in, and the steps in which squares are made smaller for it.
 _ENOUGH_BLOCKS, _SMALLER = 4, 0.8
+# Places in neighbouring cells of this part of a square's side lie close together.
+_NEAR = 0.25
 # Places that are compared pair by pair, distances that are told apart, and pairs that say something of one of them.
 _MOST_PLACES, _DISTANCES, _FEWEST_PAIRS = 400, 10, 40
 # Places of one class beyond chance, as a share of all there could be, from which on they count as alike.
@@ -37,10 +40,10 @@ def split_by_blocks(
     """Holds out whole blocks of the ground with about a quarter of each class's labels.
 
     The ground is cut into squares as wide as labels of one class keep together, and at least one chip
-    (`block_side_px`); a place belongs to the square of its centre and is never cut. A place counts by the root of its
-    pixels. Squares are drawn one after another; one is held out while a class in it still needs validation and no class
-    in it loses more than 40 % of its labels. A class with fewer than `enough` places is not validated: it needs all of
-    them to be learned.
+    (`block_side_px`); a place belongs to one square and is never cut, nor is a spot of places close together
+    (`squares_of`). A place counts by the root of its pixels. Squares are drawn one after another; one is held out while
+    a class in it still needs validation and no class in it loses more than 40 % of its labels. A class with fewer than
+    `enough` places is not validated: it needs all of them to be learned.
 
     Args:
         sites: all labelled places.
@@ -78,19 +81,38 @@ def split_by_blocks(
 
 
 def blocks_of(sites: Sequence[Site], least_px: float) -> list[tuple[int, int, int]]:
-    """(raster, block row, block column) of every site: that of its centre, in squares of `block_side_px`."""
+    """(raster, block row, block column) of every site, in squares of `block_side_px` (see `squares_of`)."""
     centres = np.array([site.points.mean(0) for site in sites])
     rasters = np.array([site.raster_index for site in sites])
     classes = np.array([site.class_index for site in sites])
-    sides = {
-        raster: block_side_px(centres[rasters == raster], classes[rasters == raster], least_px)
-        for raster in np.unique(rasters).tolist()
-    }
-    result = []
-    for site, (row, col) in zip(sites, centres.tolist(), strict=True):
-        side = sides[site.raster_index]
-        result.append((site.raster_index, int(row // side), int(col // side)))
-    return result
+    squares = np.zeros((len(sites), 2), np.int64)
+    for raster in np.unique(rasters).tolist():
+        own = rasters == raster
+        squares[own] = squares_of(centres[own], block_side_px(centres[own], classes[own], least_px))
+    return [(site.raster_index, row, col) for site, (row, col) in zip(sites, squares.tolist(), strict=True)]
+
+
+def squares_of(centres: np.ndarray, side: float) -> np.ndarray:
+    """(n, 2) row and column of the square that each place belongs to: that of its centre.
+
+    Places that lie close together, with free ground around them, belong to the square of their common middle: a line of
+    the grid through such a group would set neighbours against each other, and count one spot as several.
+
+    Args:
+        centres: (n, 2) row and column of the places of a raster, whose extent is at most some tens of squares.
+        side: of the squares.
+    """
+    homes = centres.astype(np.float64)
+    cells = ((centres - centres.min(0, initial=np.inf)) // (side * _NEAR)).astype(np.int64)
+    taken = np.zeros(cells.max(0, initial=0) + 1, bool)
+    taken[tuple(cells.T)] = True
+    group = ndimage.label(taken, np.ones((3, 3)))[0][tuple(cells.T)]
+    for number in np.unique(group):
+        own = group == number
+        low, high = centres[own].min(0), centres[own].max(0)
+        if (high - low).max() <= side:
+            homes[own] = (low + high) / 2
+    return (homes // side).astype(np.int64)
 
 
 def block_side_px(centres: np.ndarray, classes: np.ndarray, least_px: float) -> float:
@@ -116,8 +138,8 @@ def block_side_px(centres: np.ndarray, classes: np.ndarray, least_px: float) -> 
 
 def _squares_of_classes(centres: np.ndarray, classes: np.ndarray, side: float) -> np.ndarray:
     """(K,) in how many squares each class lies."""
-    found = np.unique(np.column_stack([classes, centres // side]), axis=0)
-    return np.bincount(found[:, 0].astype(np.int64))
+    found = np.unique(np.column_stack([classes, squares_of(centres, side)]), axis=0)
+    return np.bincount(found[:, 0])
 
 
 def correlation_range_px(centres: np.ndarray, classes: np.ndarray) -> float:

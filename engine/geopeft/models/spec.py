@@ -10,6 +10,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 MOST_RESAMPLED_PX = 8192
 # What still leaves room for arithmetic in single precision.
 LARGEST = 1e20
+# However well a few places fit, no map is made surer or less sure than this.
+SHARPNESS_RANGE = (0.25, 8.0)
 Constant = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
 
 

@@ -17,6 +17,7 @@ PACKAGES = ("torch", "peft", "timm", "rasterio", "numpy", "scikit-learn", "onnxr
 _FILES = ("rasters", "labels", "validation_labels", "area", "out", "start", "backbone")
 # What says nothing of how the model came to be.
 _ASIDE = {"protocol", "json_file", "report", "resume", "weights_dir"}
+_QUOTED = re.compile(r"""(['"])((?:~?/|[A-Za-z]:[\\/]|\\\\)[^'"]*)\1""")
 _FOLDER = re.compile(r"""(?<![\w/:.\\])(?:~?/|[A-Za-z]:[\\/]|\\\\)[^\s'",;()<>]*[\\/](?=[^\s'",;()<>\\/])""")
 
 
@@ -54,6 +55,8 @@ def without_folders(text: str, job: Mapping[str, Any] | None = None) -> str:
     for path in sorted(_paths(job or {}), key=len, reverse=True):
         text = text.replace(path, file_name(path))
     text = text.replace(f"{Path.home()}/", "") if len(str(Path.home())) > 1 else text
+    # In quotes a path may hold blanks.
+    text = _QUOTED.sub(lambda found: f"{found[1]}{file_name(found[2])}{found[1]}", text)
     return _FOLDER.sub("", text)
 
 

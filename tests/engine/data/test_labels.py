@@ -360,6 +360,16 @@ def test_a_field_that_is_not_there_is_refused_with_those_that_are(info: RasterIn
     assert error.code == "LABELS_FIELD" and "klass" in error.message and "class" in error.hint
 
 
+@pytest.mark.fault("S03")
+@pytest.mark.parametrize("name", ["it's", 'the "class"', "a]b[c", "x; DROP TABLE labels --", "50 % a\\b", "größe ä"])
+def test_quotes_in_names_mean_nothing(info: RasterInfo, make_labels: MakeLabels, name: str) -> None:
+    path = make_labels(*TWO, layer=f"layer {name}", field=name, columns={"other": ["x", "y"]})
+    make_labels(*TWO, layer="second", field="kind", append=True)
+    labels = labels_of(f"{path}:layer {name}", info, field=name)[0]
+    assert labels.pixel_counts() == [150, 100]
+    assert labels_of(path, info, field=name)[0].pixel_counts() == [150, 100]
+
+
 def test_a_layer_is_named_or_chosen_by_the_field(info: RasterInfo, make_labels: MakeLabels) -> None:
     path = make_labels(*TWO, layer="first")
     make_labels(*TWO, layer="with: colon", field="kind", append=True)

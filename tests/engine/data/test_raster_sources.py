@@ -314,6 +314,42 @@ def test_a_broken_vrt_is_said(text: str, tmp_path: Path) -> None:
         describe(str(path))
 
 
+BOMB = "".join(f'<!ENTITY a{n} "{f"&a{n - 1};" * 10 if n else "ha"}">' for n in range(10))
+
+
+@pytest.mark.fault("S13")
+@pytest.mark.parametrize("name", ["x.vrt", "x.tif"])
+def test_xml_that_explodes_does_not(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    source = "<SimpleSource><SourceFilename>&a9;</SourceFilename></SimpleSource>"
+    for text in (f"<!DOCTYPE x [{BOMB}]>{vrt(source)}", f"{vrt(source)}<!DOCTYPE x [{BOMB}]>", "<VRTDataset>" * 200_000):
+        path.write_text(text)
+        with pytest.raises(RasterError) as caught:
+            describe(str(path))
+        assert len(str(caught.value)) < 2000
+
+
+@pytest.mark.fault("S13")
+@pytest.mark.parametrize("name", ["x.tif", "x.tif.gz", "x"])
+def test_a_vrt_under_another_name_is_taken_for_what_it_is(make_raster: MakeRaster, name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    raster = cog(make_raster)
+    path.write_text(vrt(f"<SimpleSource><SourceFilename>{raster}</SourceFilename></SimpleSource>"))
+    assert describe(str(path)).driver == "VRT" and Path(raster) in map(Path, describe(str(path)).files)
+    path.write_text(vrt("<SimpleSource><SourceFilename>PG:dbname=x</SourceFilename></SimpleSource>"))
+    with pytest.raises(RasterError, match="points to 'PG:dbname=x'"):
+        describe(str(path))
+
+
+@pytest.mark.fault("S13")
+@pytest.mark.parametrize("root", ["GDALTileIndexDataset", "GDAL_WMS", "WCS_GDAL", "WMTSDocument"])
+def test_xml_of_other_drivers_is_no_raster(root: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.tif"
+    path.write_text(f"<{root}><IndexDataset>/etc/passwd</IndexDataset><Service name='WMS'></Service></{root}>")
+    with pytest.raises(RasterError):
+        describe(str(path))
+
+
 @pytest.mark.fault("E10")
 def test_python_in_a_vrt_is_named_and_never_run(make_raster: MakeRaster, tmp_path: Path) -> None:
     canary = tmp_path / "ran"

@@ -1,7 +1,7 @@
 """How large the blocks of ground are that are held out as one."""
 
 import numpy as np
-from geopeft.data.split import block_side_px, correlation_range_px
+from geopeft.data.split import block_side_px, correlation_range_px, squares_of
 from scipy.ndimage import gaussian_filter
 
 
@@ -37,3 +37,21 @@ def test_a_class_that_keeps_to_one_corner_still_lies_in_several_blocks() -> None
     side = block_side_px(centres, classes, 32)
     assert side < 200 < correlation_range_px(centres, classes)
     assert len(np.unique(corner // side, axis=0)) >= 4
+
+
+def test_places_close_together_are_one_block_wherever_the_grid_lies() -> None:
+    rng = np.random.default_rng(0)
+    middles = np.array([[130.0, 130.0], [128.0, 390.0], [400.0, 256.0]])
+    spots = np.concatenate([middle + rng.uniform(-20, 20, (9, 2)) for middle in middles])
+    plain = np.unique(spots // 64, axis=0)
+    found = squares_of(spots, 64).reshape(3, 9, 2)
+    assert len(plain) > 3 and all(len(np.unique(spot, axis=0)) == 1 for spot in found)
+    assert len(np.unique(found.reshape(-1, 2), axis=0)) == 3
+
+
+def test_places_all_over_the_ground_keep_the_squares_that_they_lie_in() -> None:
+    dense = np.stack(np.mgrid[0:512:8, 0:512:8], -1).reshape(-1, 2) + 4.0
+    assert (squares_of(dense, 64) == dense // 64).all(), "a group wider than a square is no spot"
+    apart = np.array([[0.0, 0.0], [10.0, 200.0], [300.0, 70.0]])
+    assert squares_of(apart, 64).tolist() == [[0, 0], [0, 3], [4, 1]]
+    assert squares_of(np.zeros((0, 2)), 64).shape == (0, 2)

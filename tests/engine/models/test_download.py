@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from geopeft.errors import Canceled, WeightsError
+from geopeft.errors import Canceled, OutputError, WeightsError
 from geopeft.events import Reporter
 from geopeft.models import download as downloading
 from geopeft.models.registry import WeightsSource
@@ -200,6 +200,20 @@ def test_a_folder_that_cannot_be_written_is_named(hub: Hub, tmp_path: Path) -> N
     with pytest.raises(Exception) as error:
         get(hub, tmp_path / "file" / "encoder.pt")
     assert getattr(error.value, "code", "") == "OUTPUT_FAILED"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.fault("D05")
+def test_a_full_disk_is_told_and_leaves_no_file_under_its_name(hub: Hub, tmp_path: Path) -> None:
+    target = tmp_path / "weights" / "encoder.pt"
+    target.parent.mkdir()
+    (target.parent / "encoder.pt.part").symlink_to("/dev/full")
+    with pytest.raises(OutputError, match=r"weights: the disk is full\."):
+        downloading.download(SOURCE, target, Reporter(), f"http://127.0.0.1:{hub.server_port}")
+    assert not target.exists()
+    (target.parent / "encoder.pt.part").unlink()
+    downloading.download(SOURCE, target, Reporter(), f"http://127.0.0.1:{hub.server_port}")
+    assert target.read_bytes() == CONTENT
 
 
 def test_a_cancel_leaves_the_part_for_the_next_time(hub: Hub, tmp_path: Path) -> None:

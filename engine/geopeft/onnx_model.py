@@ -1,0 +1,358 @@
+"""ONNX files at work: those that `export` wrote, and segmentation models from elsewhere with Deepness' keys."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from onnx import TensorProto
+
+from geopeft.data.bands import Band, select_bands
+from geopeft.data.raster import RasterInfo, band_statistics
+from geopeft.errors import BandError, DeviceError, PackageError, RasterError
+from geopeft.events import Reporter
+from geopeft.mapper import Mapper
+from geopeft.onnx_graph import broken, check_sizes, read_graph
+from geopeft.onnx_keys import Keys, foreign_manifest, name_problem, read_keys
+from geopeft.package import Manifest
+from geopeft.runtime import Runtime, fill_invalid, fill_values
+
+SUFFIX = ".onnx"
+DEFAULT_SIDE_PX = 512
+# How far pixels may be from those the model was made for before it is told.
+MOST_RESOLUTION_FACTOR = 2.0
+# ONNX Runtime's names of what it computes on, in the order of our liking; by our names of devices.
+_PROVIDERS = {
+    "cuda": ("CUDAExecutionProvider", "CUDA"),
+    "mps": ("CoreMLExecutionProvider", "CoreML"),
+    "directml": ("DmlExecutionProvider", "DirectML"),
+    "cpu": ("CPUExecutionProvider", "the CPU"),
+}
+_TYPES = {TensorProto.FLOAT: np.float32, TensorProto.FLOAT16: np.float16}
+
+
+def open_mapper(path: Path, device: str, weights_dir: str, reporter: Reporter) -> Mapper:
+    """A model package or an ONNX file, by its name."""
+    if path.suffix.lower() == SUFFIX:
+        return OnnxModel.open(path, device, reporter)
+    return Runtime.open(path, device, weights_dir, reporter)
+
+
+@dataclass(frozen=True)
+class _Output:
+    """How the first output becomes probabilities.
+
+    Args:
+        kind: "probabilities"; "shares", which are to be brought to a sum of 1; or "logits".
+        single: one probability, of the second of two classes.
+        margin_px: how much smaller than its input the output is, at each side.
+        threshold: what a single probability has to reach.
+    """
+
+    kind: str
+    single: bool
+    margin_px: int
+    threshold: float
+
+    def probabilities(self, values: np.ndarray) -> np.ndarray:
+        """(B, K, h, w) float32 from (B, C, h, w)."""
+        values = values.astype(np.float32)
+        if self.kind == "logits":
+            return _sigmoid(values, self.threshold) if self.single else _softmax(values)
+        if not ((values >= -0.05) & (values <= 1.05)).all():
+            raise PackageError(
+                "This model gives values that are no probabilities.",
+                "Ask where the file came from what it gives.",
+                "PACKAGE_VALUES",
+            )
+        values = values.clip(0, 1)
+        if self.single:
+            return _two(values, self.threshold)
+        total = values.sum(1, keepdims=True)
+        shares: np.ndarray = np.where(total > 0, values / np.where(total > 0, total, 1), 1 / values.shape[1])
+        return shares
+
+
+class OnnxModel(Mapper):
+    """An ONNX file, opened for prediction.
+
+    Args:
+        path: of the file, for messages.
+        session: the file, checked, in ONNX Runtime.
+        keys: what the file says of itself.
+        manifest: the same as a package would say it.
+        side_px: side of its input.
+        batch: how many chips it takes at once; 0: any number.
+        output: how its output becomes probabilities.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        session: onnxruntime.InferenceSession,
+        keys: Keys,
+        manifest: Manifest,
+        side_px: int,
+        batch: int,
+        dtype: type[np.floating],
+        output: _Output,
+    ) -> None:
+        super().__init__(manifest)
+        self._path, self._session, self._keys = path, session, keys
+        self._side_px, self._batch, self._dtype, self._output = side_px, batch, dtype, output
+        self._fill = fill_values(manifest.spec.bands)
+
+    @classmethod
+    def open(cls, path: Path, device: str, reporter: Reporter) -> OnnxModel:
+        """PackageError where the file is not safe, or gives no class for every pixel."""
+        proto = read_graph(path)
+        shape = _input_shape(path, proto)
+        dtype = _TYPES[proto.graph.input[0].type.tensor_type.elem_type]
+        channels = shape[1]
+        keys = read_keys(path, {entry.key: entry.value for entry in proto.metadata_props}, channels)
+        side = shape[2] or keys.tile_px or DEFAULT_SIDE_PX
+        check_sizes(path, proto, side)
+        producer = proto.producer_name
+        # Some of them are settings of the runtime.
+        del proto.metadata_props[:]
+        session = _session(path, proto.SerializeToString(), device, reporter)
+        values = _try(path, session, keys, (1, channels, side, side), dtype)
+        classes = max(values.shape[1], 2)
+        output = _output_of(path, values, side, keys)
+        manifest = keys.manifest or foreign_manifest(path, keys, producer, channels, classes, side)
+        if (len(manifest.spec.bands), len(manifest.classes)) != (channels, classes):
+            raise broken(path, f"it says {len(manifest.spec.bands)} bands and {len(manifest.classes)} classes")
+        _tell(path, session, keys, classes, output, reporter)
+        return cls(path, session, keys, manifest, side, shape[0], dtype, output)
+
+    @property
+    def window_px(self) -> int:
+        """Side of the model's input."""
+        return self._side_px
+
+    @property
+    def overlap_px(self) -> int:
+        """What we would take for a model of ours, else what the file says; its outer quarter hides missing margins."""
+        texture = self.manifest.classical if self._keys.manifest else None
+        if self._keys.manifest:
+            reach = max(texture.windows_px, default=1) // 2 if texture is not None else 0
+            return min(max(self._side_px // 4, 4 * reach), self._side_px // 2)
+        wanted = self._side_px * self._keys.overlap_percent // 100
+        return min(max(wanted, 4 * self._output.margin_px), self._side_px * 3 // 4)
+
+    def look(
+        self, values: np.ndarray, valid: np.ndarray, asked: Sequence[tuple[slice, slice]]
+    ) -> tuple[np.ndarray, list[np.ndarray]]:
+        """See `Mapper`; an ONNX file does not know what it has seen."""
+        height, width = values.shape[-2:]
+        short = [(0, 0), (0, 0), (0, self._side_px - height), (0, self._side_px - width)]
+        raw = fill_invalid(values, valid, self._fill)
+        chips = np.pad(self._standardised(raw), short, mode="edge").astype(self._dtype)
+        step = self._batch or len(chips)
+        found = np.concatenate([self._run(chips[start : start + step]) for start in range(0, len(chips), step)])
+        result = self._output.probabilities(_first_output(found))
+        margin = self._output.margin_px
+        if margin:
+            result = np.pad(result, [(0, 0), (0, 0), (margin, margin), (margin, margin)], mode="edge")
+        if not np.isfinite(result).all():
+            raise broken(self._path, "it gives values that are no numbers")
+        return result[:, :, :height, :width], []
+
+    def bands_of(self, info: RasterInfo, override: Sequence[str]) -> tuple[Band, ...]:
+        """By their names for a model of ours, else the raster's first bands in their order."""
+        if override or self._keys.manifest:
+            return super().bands_of(info, override)
+        count = len(self.manifest.spec.bands)
+        if len(info.bands) < count:
+            raise BandError(
+                f"{info.path} has {len(info.bands)} bands, and {self._path.name} takes {count}.",
+                "Choose another raster, or name bands with --bands: one may not be named twice.",
+            )
+        return select_bands(info, [str(band.index) for band in info.bands[:count]])
+
+    def to_model_units(
+        self, info: RasterInfo, bands: Sequence[Band], reporter: Reporter
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """A file from elsewhere takes a raster's values as they are; what does not look like them is told."""
+        if self._keys.manifest:
+            return super().to_model_units(info, bands, reporter)
+        wanted_m = self._keys.resolution_cm / 100
+        factor = max(info.gsd_m / wanted_m, wanted_m / info.gsd_m) if wanted_m > 0 else 1.0
+        if factor > MOST_RESOLUTION_FACTOR:
+            reporter.warn(
+                f"{self._path.name} was made for pixels of {wanted_m:g} m; those of {Path(info.path).name} have "
+                f"{info.gsd_m:.3g} m: do not trust the map before you have checked it."
+            )
+        with suppress(RasterError):  # a raster without values makes an empty map
+            mean = band_statistics(info, [band.index for band in bands]).mean
+            self._warn_of_range(info, bands, mean, reporter)
+        return np.ones(len(bands), np.float32), np.zeros(len(bands), np.float32)
+
+    def _standardised(self, raw: np.ndarray) -> np.ndarray:
+        """Raster values for a model of ours, which holds its constants itself, else what Deepness would feed."""
+        if self._keys.manifest:
+            return raw
+        return standardise(raw, self._keys)
+
+    def _run(self, chips: np.ndarray) -> np.ndarray:
+        """A model that takes so many chips at once gets as many, the last ones made up."""
+        made_up = self._batch - len(chips) if self._batch else 0
+        if made_up:
+            chips = np.concatenate([chips, np.repeat(chips[-1:], made_up, 0)])
+        try:
+            found: np.ndarray = self._session.run(None, {self._session.get_inputs()[0].name: chips})[0]
+        except Exception as error:  # the library raises a dozen kinds of its own
+            raise broken(self._path, f"ONNX Runtime says {str(error).splitlines()[0][:200]}") from error
+        return found[: len(found) - made_up]
+
+
+def standardise(raw: np.ndarray, keys: Keys) -> np.ndarray:
+    """Deepness' way from raster values (B, C, h, w) to the input of a model."""
+    values = raw / np.float32(255)
+    if keys.mean:
+        values = values - np.array(keys.mean, np.float32)[:, None, None]
+    if keys.std:
+        values = values / np.array(keys.std, np.float32)[:, None, None]
+    return np.asarray(values, np.float32)
+
+
+def choose_providers(device: str, available: Sequence[str]) -> list[str]:
+    """What ONNX Runtime shall compute on, the CPU last; DeviceError where the named device is not among it."""
+    cpu = _PROVIDERS["cpu"][0]
+    if device == "auto":
+        return [provider for provider, _ in _PROVIDERS.values() if provider in available and provider != cpu] + [cpu]
+    provider, name = _PROVIDERS[device]
+    if provider not in available:
+        raise DeviceError(f"ONNX Runtime cannot use {name} on this machine.", "Set the device to auto.")
+    return [provider] if provider == cpu else [provider, cpu]
+
+
+def _session(path: Path, model: bytes, device: str, reporter: Reporter) -> onnxruntime.InferenceSession:
+    providers = choose_providers(device, onnxruntime.get_available_providers())
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    # Threads that spin while they wait take the processor from everything else.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.intra_op_num_threads = torch.get_num_threads()
+    if _PROVIDERS["directml"][0] in providers:
+        options.enable_mem_pattern = False
+    if _PROVIDERS["cuda"][0] in providers and hasattr(onnxruntime, "preload_dlls"):
+        with suppress(Exception):  # what is missing is told by the session, which then computes on the CPU
+            onnxruntime.preload_dlls()
+    try:
+        session = onnxruntime.InferenceSession(model, options, providers=providers)
+    except Exception as error:
+        raise broken(path, f"ONNX Runtime says {str(error).splitlines()[0][:200]}") from error
+    used = session.get_providers()[0]
+    if device not in ("auto", "cpu") and used != providers[0]:
+        raise DeviceError(
+            f"ONNX Runtime cannot use {_PROVIDERS[device][1]} for this model.", "Set the device to auto."
+        )
+    name = next((name for provider, name in _PROVIDERS.values() if provider == used), used)
+    reporter.message(f"{path.name} is computed by ONNX Runtime on {name}.")
+    return session
+
+
+def _input_shape(path: Path, proto: onnx.ModelProto) -> tuple[int, int, int, int]:
+    """(batch, channels, side, side) of the only input; 0 where batch or side are free."""
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    inputs = [value for value in proto.graph.input if value.name not in constants]
+    if len(inputs) != 1 or not proto.graph.output:
+        raise broken(path, f"it takes {len(inputs)} inputs, and a raster is one")
+    kind = inputs[0].type.tensor_type
+    shape = [max(dim.dim_value, 0) for dim in kind.shape.dim]
+    if kind.elem_type not in _TYPES:
+        raise broken(path, "its input is not of floating point numbers")
+    if len(shape) != 4 or not 1 <= shape[1] <= 1024 or shape[2] != shape[3] or shape[2] > 1 << 14:
+        raise broken(path, f"its input is {shape}, not a number of square chips by bands, rows and columns")
+    if inputs[0].name != proto.graph.input[0].name:
+        raise broken(path, "its first input is a constant")
+    return shape[0], shape[1], shape[2], shape[3]
+
+
+def _try(
+    path: Path,
+    session: onnxruntime.InferenceSession,
+    keys: Keys,
+    shape: tuple[int, int, int, int],
+    dtype: type[np.floating],
+) -> np.ndarray:
+    """What the model gives for one chip of noise of the kind that it takes, as (1, C, h, w)."""
+    rng = np.random.default_rng(0)
+    if keys.manifest and len(keys.manifest.spec.bands) == shape[1]:
+        bands = keys.manifest.spec.bands
+        spread = np.array([band.std / band.scale for band in bands], np.float32)
+        chips = rng.standard_normal(shape, np.float32) * spread[:, None, None] + fill_values(bands)[:, None, None]
+    else:
+        chips = rng.standard_normal(shape, np.float32) if keys.std else rng.random(shape, np.float32)
+    count = session.get_inputs()[0].shape[0]
+    chips = np.repeat(chips, count if isinstance(count, int) and count > 0 else 1, 0)
+    try:
+        found = session.run(None, {session.get_inputs()[0].name: chips.astype(dtype)})[0]
+    except Exception as error:
+        raise broken(path, f"ONNX Runtime says {str(error).splitlines()[0][:200]}") from error
+    if not isinstance(found, np.ndarray) or found.ndim not in (3, 4) or not np.issubdtype(found.dtype, np.floating):
+        raise broken(path, "its first output is no map of probabilities")
+    return _first_output(found)[:1]
+
+
+def _first_output(found: np.ndarray) -> np.ndarray:
+    return found[:, None] if found.ndim == 3 else found
+
+
+def _output_of(path: Path, values: np.ndarray, side: int, keys: Keys) -> _Output:
+    classes, height, width = values.shape[1:]
+    if height != width or height > side or (side - height) % 2 or (side - height) * 2 > side * 3 // 4:
+        raise broken(path, f"it gives {height} x {width} pixels for a chip of {side} x {side}")
+    kind = "logits"
+    if np.isfinite(values).all() and values.min() >= -1e-3 and values.max() <= 1 + 1e-3:
+        is_whole = classes > 1 and np.abs(values.sum(1) - 1).max() < 0.02
+        kind = "probabilities" if is_whole else "shares"
+    threshold = keys.threshold if keys.threshold is not None and classes == 1 else 0.5
+    return _Output(kind, classes == 1, (side - height) // 2, threshold)
+
+
+def _tell(
+    path: Path, session: onnxruntime.InferenceSession, keys: Keys, classes: int, output: _Output, reporter: Reporter
+) -> None:
+    """What somebody should know before believing the map of a file from elsewhere."""
+    if keys.manifest:
+        return
+    name = path.name
+    reporter.message(
+        f"{name} does not come from GeoPEFT: the raster's bands are taken in their order, and its values as they are."
+    )
+    if problem := name_problem(keys, classes):
+        reporter.warn(f"{name} cannot be trusted in its names: {problem}.")
+    if keys.heads > 1 or len(session.get_outputs()) > 1:
+        reporter.warn(f"{name} gives {max(keys.heads, len(session.get_outputs()))} maps; only the first is made.")
+    if output.kind == "logits":
+        reporter.message(f"{name} gives no probabilities: its values are taken as logits.")
+    if keys.threshold is not None and not output.single:
+        reporter.message(
+            f"{name} asks for a probability of at least {keys.threshold:.0%}, which is not applied: the map can be "
+            f"made with --unknown-below {100 * keys.threshold:.0f}."
+        )
+
+
+def _softmax(values: np.ndarray) -> np.ndarray:
+    raised = np.exp(values - values.max(1, keepdims=True))
+    result: np.ndarray = raised / raised.sum(1, keepdims=True)
+    return result
+
+
+def _sigmoid(values: np.ndarray, threshold: float) -> np.ndarray:
+    return _two(1 / (1 + np.exp(-values.clip(-60, 60))), threshold)
+
+
+def _two(share: np.ndarray, threshold: float) -> np.ndarray:
+    """Two classes from the probability of the second; where it reaches the threshold it becomes one half."""
+    below, above = share / (2 * threshold), 0.5 + (share - threshold) / (2 * (1 - threshold))
+    second = np.where(share < threshold, below, above)
+    return np.concatenate([1 - second, second], 1).astype(np.float32)

@@ -1,0 +1,178 @@
+"""Networks in eight bits: what an ONNX graph multiplies by, and with chips of a raster also what it multiplies."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+from geopeft.errors import OutputError
+
+LEAST_AGREEMENT = 0.9
+# Smaller constants cost next to nothing as they are.
+_FEWEST_WEIGHTS = 256
+# The axis along which each output of an operator has its weights.
+_OUTPUT_AXIS = {"Conv": 0, "MatMul": -1, "Gemm": -1}
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What eight bits cost.
+
+    Args:
+        method: "static" (calibrated on a raster) or "weights" (only what is stored is in eight bits).
+        agreement: share of pixels whose class stays.
+        mean_difference: mean absolute difference in probability.
+        chips: chips that both were measured on, which took no part in the calibration.
+        real: whether these come from a raster, and not from noise.
+    """
+
+    method: str
+    agreement: float
+    mean_difference: float
+    chips: int
+    real: bool
+
+    def as_json(self) -> dict[str, Any]:
+        """For the metadata of the file and the figures of the job."""
+        return {
+            "method": self.method,
+            "agreement": round(self.agreement, 5),
+            "mean_difference": round(self.mean_difference, 6),
+            "chips": self.chips,
+            "real_chips": self.real,
+        }
+
+    def sentence(self) -> str:
+        """For people."""
+        where = f"{self.chips} chips of the rasters" if self.real else f"{self.chips} chips of noise"
+        return (
+            f"In eight bits {self.agreement:.2%} of the pixels keep their class, and probabilities differ by "
+            f"{self.mean_difference:.2g} on average (measured on {where}, which took no part in the calibration)."
+        )
+
+
+def calibrated(model: onnx.ModelProto, network: str, chips: np.ndarray) -> onnx.ModelProto:
+    """The same model with the network's products in eight bits.
+
+    Args:
+        network: the value up to which the graph is a network; what else there is (texture, trees) stays as it is.
+        chips: (n, C, side, side) float32 to find the ranges of all values on.
+    """
+    constants = {tensor.name for tensor in model.graph.initializer}
+    nodes = [
+        node.name
+        for node in _upstream(model.graph, network)
+        # Products of two computed values (attention) gain little and lose most.
+        if node.op_type in _OUTPUT_AXIS and node.input[1] in constants
+    ]
+    with tempfile.TemporaryDirectory(prefix="geopeft") as folder:
+        source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+        # As a file, since a model in memory is changed.
+        onnx.save_model(model, str(source))
+        quantize_static(
+            str(source),
+            str(target),
+            _Chips(model.graph.input[0].name, chips),
+            quant_format=QuantFormat.QDQ,
+            nodes_to_quantize=nodes,
+            per_channel=True,
+            # Processors without 8-bit dot products add pairs in 16 bits, where full 8-bit weights overflow.
+            reduce_range=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+        )
+        return onnx.load(str(target))
+
+
+def weights_only(model: onnx.ModelProto, network: str) -> onnx.ModelProto:
+    """The same model with the network's weights stored in eight bits, each output with a scale of its own."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    axes = {node.input[1]: _axis(node) for node in _upstream(graph, network) if node.op_type in _OUTPUT_AXIS}
+    others = {name for node in graph.node for at, name in enumerate(node.input) if at != 1 or name not in axes}
+    nodes = []
+    for tensor in [*graph.initializer]:
+        if tensor.name in others or tensor.name not in axes or tensor.data_type != TensorProto.FLOAT:
+            continue
+        values = numpy_helper.to_array(tensor)
+        if values.ndim < 2 or values.size < _FEWEST_WEIGHTS:
+            continue
+        axis = axes[tensor.name] % values.ndim
+        rest = tuple(at for at in range(values.ndim) if at != axis)
+        scale = np.maximum(np.abs(values).max(rest, keepdims=True) / 127, 1e-12).astype(np.float32)
+        stored = np.rint(values / scale).clip(-127, 127).astype(np.int8)
+        name = tensor.name
+        graph.initializer.remove(tensor)
+        graph.initializer.extend(
+            [
+                numpy_helper.from_array(stored, f"{name}_int8"),
+                numpy_helper.from_array(scale.reshape(-1), f"{name}_scale"),
+                numpy_helper.from_array(np.zeros(scale.size, np.int8), f"{name}_zero"),
+            ]
+        )
+        inputs = [f"{name}_int8", f"{name}_scale", f"{name}_zero"]
+        nodes.append(helper.make_node("DequantizeLinear", inputs, [name], name=f"{name}_dequantize", axis=axis))
+    kept = [*nodes, *graph.node]
+    del graph.node[:]
+    graph.node.extend(kept)
+    return result
+
+
+def measure(
+    before: bytes, after: bytes, chips: np.ndarray, *, method: str, is_real: bool
+) -> Loss:
+    """Compares two models on chips (n, C, side, side) float32; OutputError where too many pixels change."""
+    sessions = [onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"]) for model in (before, after)]
+    same = difference = 0.0
+    for chip in chips:
+        one, other = (session.run(None, {session.get_inputs()[0].name: chip[None]})[0] for session in sessions)
+        same += float((one.argmax(1) == other.argmax(1)).mean()) / len(chips)
+        difference += float(np.abs(one - other).mean()) / len(chips)
+    loss = Loss(method, same, difference, len(chips), is_real)
+    if not same >= LEAST_AGREEMENT:
+        raise OutputError(
+            f"In eight bits only {same:.1%} of the pixels keep their class (at least {LEAST_AGREEMENT:.0%}).",
+            "Export without int8, or give rasters like those the model is used on with --rasters.",
+            "ONNX_INT8_LOSS",
+        )
+    return loss
+
+
+class _Chips(CalibrationDataReader):  # type: ignore[misc]
+    """One chip after another."""
+
+    def __init__(self, name: str, chips: Sequence[np.ndarray] | np.ndarray) -> None:
+        self._left: Iterator[dict[str, np.ndarray]] = iter([{name: chip[None]} for chip in chips])
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        """The next input; None at the end."""
+        return next(self._left, None)
+
+
+def _upstream(graph: onnx.GraphProto, value: str) -> list[onnx.NodeProto]:
+    """The operators that a value is made by, in no order."""
+    makers = {name: node for node in graph.node for name in node.output}
+    found: dict[str, onnx.NodeProto] = {}
+    left = [value]
+    while left:
+        node = makers.get(left.pop())
+        if node is not None and node.output[0] not in found:
+            found[node.output[0]] = node
+            left.extend(node.input)
+    return list(found.values())
+
+
+def _axis(node: onnx.NodeProto) -> int:
+    is_turned = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+    return 0 if is_turned else _OUTPUT_AXIS[node.op_type]
