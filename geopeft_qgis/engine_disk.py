@@ -45,6 +45,14 @@ def in_use(path: Path) -> InstallError:
     )
 
 
+def runs_no_programs(folder: Path) -> bool:
+    """Whether the disk of a folder is mounted so that nothing on it can be run; False where that cannot be told."""
+    try:
+        return bool(os.statvfs(folder).f_flag & os.ST_NOEXEC)
+    except (OSError, AttributeError):
+        return False
+
+
 def switch(fresh: Path, target: Path) -> None:
     """Puts a finished environment in place of an older one: two renames, so a kill leaves one of the two or none."""
     old = target.with_name(f"{target.name}.old-{os.getpid()}")

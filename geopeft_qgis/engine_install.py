@@ -21,7 +21,7 @@ from typing import Optional
 
 from . import engine_files, engine_kit
 from .engine_complaints import advice, reason
-from .engine_disk import alone, disk_errors, in_use, switch, take_lock
+from .engine_disk import alone, disk_errors, in_use, runs_no_programs, switch, take_lock
 from .engine_environment import (
     STAMP,
     count_packages,
@@ -299,6 +299,11 @@ class _Installation:
     def _make_room(self, root: Path) -> None:
         root.mkdir(parents=True, exist_ok=True)
         self._sweep()
+        if runs_no_programs(root):
+            raise InstallError(
+                tr("No program may run in {path}: its disk is mounted so (noexec).").format(path=root),
+                tr("Choose a folder on another disk."),
+            )
         needed = expected_gb(self.variant)[1] * 1.1 + 0.2
         free = shutil.disk_usage(root).free / 1e9
         if free < needed:

@@ -91,8 +91,8 @@ def _abstract(kind: str, of: Summary, raster: str) -> str:
         "confidence": tr("How sure the GeoPEFT model {name} is of its map of {raster}, in percent."),
         "entropy": tr("How undecided the GeoPEFT model {name} is between the classes of {raster}, in percent."),
         "outside": tr(
-            "How unlike its labels the GeoPEFT model {name} finds {raster}, in percent: above 100 it lies outside what the "
-            "model has seen."
+            "How unlike its labels the GeoPEFT model {name} finds {raster}, in percent: above 100 it lies outside what "
+            "the model has seen."
         ),
         "polygons": tr("The map of {raster} by the GeoPEFT model {name}, as polygons."),
     }.get(kind, tr("A map of {raster} by the GeoPEFT model {name}."))

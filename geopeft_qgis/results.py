@@ -40,8 +40,8 @@ from .result_metadata import describe, model_facts
 
 PERCENT_NODATA = 255
 PLACE_COLOR = "#e6007e"
-# Light where the map is sure, dark where a look is worth it: percent -> colour (from the viridis ramp). Outside what the
-# model has seen begins at 100, where the colour jumps.
+# Light where the map is sure, dark where a look is worth it: percent -> colour (from the viridis ramp). Outside what
+# the model has seen begins at 100, where the colour jumps.
 RAMPS = {
     "confidence": ((0, "#440154"), (25, "#3b528b"), (50, "#21918c"), (75, "#5ec962"), (100, "#fde725")),
     "entropy": ((0, "#fde725"), (25, "#5ec962"), (50, "#21918c"), (75, "#3b528b"), (100, "#440154")),

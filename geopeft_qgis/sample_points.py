@@ -13,6 +13,8 @@ from qgis.core import (
     QgsPalLayerSettings,
     QgsProviderRegistry,
     QgsRendererCategory,
+    QgsTextBufferSettings,
+    QgsTextFormat,
     QgsVectorLayer,
     QgsVectorLayerSimpleLabeling,
 )
@@ -40,6 +42,11 @@ def style_file(path: str, classes: Sequence[Mapping[str, Any]]) -> None:
         layer.saveStyleToDatabase(STYLE_NAME, "", True, "")
 
 
+def is_sample(layer: QgsVectorLayer) -> bool:
+    """Whether these are the points of a random sample, which judge a map and teach nothing."""
+    return {"number", "stratum", "weight", CLASS_FIELD} <= set(layer.fields().names())
+
+
 def style_sample(layer: QgsVectorLayer, classes: Sequence[Mapping[str, Any]]) -> None:
     """Points in the colour of what they were labelled as, with their numbers; the class is chosen from a list."""
     kind = layer.geometryType()
@@ -49,11 +56,24 @@ def style_sample(layer: QgsVectorLayer, classes: Sequence[Mapping[str, Any]]) ->
     )
     categories.append(QgsRendererCategory(None, todo, tr("not labelled yet")))
     layer.setRenderer(QgsCategorizedSymbolRenderer(CLASS_FIELD, categories))
-    labels = QgsPalLayerSettings()
-    labels.fieldName = "number"
-    layer.setLabeling(QgsVectorLayerSimpleLabeling(labels))
+    layer.setLabeling(QgsVectorLayerSimpleLabeling(_numbers()))
     layer.setLabelsEnabled(True)
     _set_form(layer, [str(c["name"]) for c in classes])
+
+
+def _numbers() -> QgsPalLayerSettings:
+    """The numbers of the points that are still to be labelled, legible on imagery."""
+    buffer = QgsTextBufferSettings()
+    buffer.setEnabled(True)
+    buffer.setSize(0.8)
+    text = QgsTextFormat()
+    text.setSize(9)
+    text.setBuffer(buffer)
+    labels = QgsPalLayerSettings()
+    labels.fieldName = f"if(coalesce(trim(\"{CLASS_FIELD}\"), '') = '', \"number\", '')"
+    labels.isExpression = True
+    labels.setFormat(text)
+    return labels
 
 
 def _set_form(layer: QgsVectorLayer, names: Sequence[str]) -> None:

@@ -17,8 +17,8 @@ PLUGIN = ROOT / "geopeft_qgis"
 
 # A module of the engine imports only from its own part and from parts to its left.
 ORDER = (
-    "errors events watched job holding writing checkpoint data models accuracy stratified objective tensors package stac inspecting classical "
-    "applicability mapper runtime onnx_graph onnx_keys onnx_model training pretext pretraining pretrain forest baselines blending texture_tiles labelled_pixels "
+    "errors events watched job holding writing checkpoint data models accuracy stratified objective tensors package stac classical "
+    "applicability mapper runtime onnx_graph onnx_keys onnx_model inspecting training pretext pretraining pretrain forest baselines blending texture_tiles labelled_pixels "
     "scenes starting prepare holdout judging report fit evaluate vectorize class_raster preview sights suspects squares suggest "
     "sample_design sample_answers sample area predict class_maps disagreement independence compare quantise export quicklook devices probe schema __main__"
 ).split()

@@ -34,8 +34,10 @@ def write_scene(folder: Path, seed: int) -> _sets.Region:
     values = means[kind].transpose(2, 0, 1) + rng.normal(0, 0.6, (BANDS, SIZE, SIZE))
     values = (1500 + 300 * values).clip(1, 10_000).astype(np.uint16)
     for name, bands in (("r.tif", values), ("t.tif", (kind[None] % CLASSES + 1).astype(np.uint8))):
-        with rasterio.open(folder / name, "w", driver="GTiff", count=len(bands), height=SIZE, width=SIZE,
-                           dtype=bands.dtype, crs="EPSG:32633", transform=Affine(10, 0, 3e5, 0, -10, 58e5)) as out:  # fmt: skip
+        profile = {"driver": "GTiff", "crs": "EPSG:32633", "transform": Affine(10, 0, 3e5, 0, -10, 58e5)}
+        with rasterio.open(
+            folder / name, "w", count=len(bands), height=SIZE, width=SIZE, dtype=bands.dtype, **profile
+        ) as out:
             out.write(bands)
     return _sets.Region((str(folder / "r.tif"),), str(folder / "t.tif"), ())
 

@@ -12,12 +12,21 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import fake_uv
 import pytest
 
-from geopeft_qgis import engine_disk, engine_environment, engine_files, engine_install, engine_process, engine_steps, engine_uv
+from geopeft_qgis import (
+    engine_disk,
+    engine_environment,
+    engine_files,
+    engine_install,
+    engine_process,
+    engine_steps,
+    engine_uv,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "engine"
@@ -394,7 +403,9 @@ def test_what_a_killed_repair_left_is_taken_away_at_the_next_start(source: Path,
 @pytest.mark.skipif(not engine_steps.tied(), reason="only Linux ends children with their parent")
 @pytest.mark.fault("E02")
 def test_a_command_ends_with_the_installer_that_was_killed(tmp_path: Path) -> None:
-    child = "import os, time; open('pid.part', 'w').write(str(os.getpid())); os.replace('pid.part', 'pid'); time.sleep(60)"
+    child = (
+        "import os, time; open('pid.part', 'w').write(str(os.getpid())); os.replace('pid.part', 'pid'); time.sleep(60)"
+    )
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r}); from geopeft_qgis import engine_steps as e; import pathlib;"
         f"e.Steps(print, lambda: False).run([sys.executable, '-c', {child!r}], pathlib.Path({str(tmp_path)!r}))"
@@ -425,10 +436,34 @@ def test_failed_installation_leaves_the_older_environment(
     assert engine_environment.engine_python(source) == python and python.exists()
 
 
+@pytest.mark.fault("E20")
 def test_folder_that_cannot_be_written_is_named(source: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(engine_install.InstallError, match="cannot be written.*Choose another folder"):
         install(source, choices=engine_install.Choices(folder=tmp_path / "file" / "home"))
+
+
+@pytest.fixture
+def noexec(tmp_path: Path) -> Iterator[Path]:
+    """A small disk on which nothing can be run."""
+    place = tmp_path / "noexec"
+    place.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m,noexec", "tmpfs", str(place)], capture_output=True
+    ).returncode:
+        pytest.skip("this user may mount nothing")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.mark.fault("E20")
+@pytest.mark.skipif(sys.platform != "linux", reason="mounts as Linux does")
+def test_a_disk_that_runs_nothing_is_told_before_anything_is_downloaded(
+    source: Path, noexec: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(engine_install.InstallError, match=r"noexec\). Choose a folder on another disk"):
+        install(source, choices=engine_install.Choices(folder=noexec))
+    assert not fake_uv.calls(tmp_path)
 
 
 def test_full_disk_is_told_before_anything_is_downloaded(

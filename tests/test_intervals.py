@@ -55,7 +55,8 @@ def test_no_label_both_teaches_and_judges(placement: str, tmp_path: Path) -> Non
     owner = _scenes.draw_labels(scene, placement, 24, rng)
     assert len(np.unique(owner)) == 25
     assert all(len(np.unique(scene.truth[owner == number])) == 1 for number in range(24)), "labelled with the truth"
-    dealt = intervals.deal(*_scenes.write_scene(scene, owner, tmp_path), 0, 32)
+    raster, labels = _scenes.write_scene(scene, owner, tmp_path)
+    dealt = intervals.deal(raster, labels, 0, 32)
     assert len(dealt.sites) == 24
     judged: list[int] = []
     for fold in dealt.folds:

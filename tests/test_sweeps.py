@@ -16,11 +16,11 @@ ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the sweeps fork")
 
 
-def sweep(name: str, count: int) -> dict[str, int]:
+def sweep(name: str, count: int, *more: str) -> dict[str, int]:
     """Runs a sweep of so few cases; what came of them."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GEOPEFT_OFFLINE": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "engine"), str(ROOT), environment.get("PYTHONPATH", "")])
-    command = [sys.executable, str(ROOT / "tests" / "sweeps" / f"{name}.py"), str(count)]
+    command = [sys.executable, str(ROOT / "tests" / "sweeps" / f"{name}.py"), str(count), *more]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
@@ -54,3 +54,17 @@ def test_no_failed_write_goes_unnoticed() -> None:
 def test_engines_that_hang_and_lie_end_in_time_and_leave_nothing() -> None:
     outcomes = sweep("engine", 10)
     assert outcomes["hang: canceled"] == outcomes["orphan: canceled"] == 1
+
+
+@pytest.mark.fault("E02")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends children with their parent")
+def test_an_installation_killed_at_any_moment_leaves_a_whole_environment_or_none() -> None:
+    outcomes = sweep("install", 6)
+    assert outcomes["first installation again: whole"] == outcomes["repair again: whole"] == 2
+
+
+@pytest.mark.fault("P19")
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited as Linux does")
+def test_too_little_memory_is_told_and_nothing_hangs() -> None:
+    outcomes = sweep("memory", 5, "predict")
+    assert outcomes["predict: OUT_OF_MEMORY"] >= 1 and not any("hung" in words for words in outcomes)

@@ -38,7 +38,7 @@ JOBS = {
     "area": "geopeft.area",
     "compare": "geopeft.compare",
     "export": "geopeft.export",
-    "inspect": "geopeft.package",
+    "inspect": "geopeft.inspecting",
     "report": "geopeft.report",
     "models": "geopeft.models.catalogue",
     "probe": "geopeft.probe",

@@ -123,7 +123,7 @@ def _refuse_misspelt(strange: Counter[str], named: Mapping[str, int], rows: Sequ
     if misspelt:
         raise LabelError(
             f"The sample has classes that the map does not have: {', '.join(misspelt[:LISTED])}.",
-            "Correct them; a class that really is another one has to be named with --other-classes.",
+            "Correct them; one that really is another class has to be named among the other classes (--other-classes).",
             "SAMPLE_CLASSES",
         )
 

@@ -100,8 +100,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> JobError:
 
 _NO_MEMORY = re.compile(
     r"out of memory|(cannot|can't|could not|unable to|failed to) allocate|bad.?alloc|can't start new thread"
-    # oneDNN says no more where its code or its buffers find no room.
-    r"|could not create a (primitive|memory object)",
+    # oneDNN and the loader of libraries say no more where there is no room for code and buffers.
+    r"|could not create a (primitive|memory object)|failed to map segment|cannot map zero-fill",
     re.IGNORECASE,
 )
 

@@ -116,12 +116,14 @@ def _in_eight_bits(
         method, judges = "weights", _example(runtime, NOISE_CHIPS, runtime.window_px).numpy()
     del small.metadata_props[:]
     small.metadata_props.extend(proto.metadata_props)
-    bodies = [model.SerializeToString() for model in (proto, small)]
-    loss = measure(*bodies, judges, method=method, is_real=len(chips) > 0)
+    before, after = proto.SerializeToString(), small.SerializeToString()
+    loss = measure(before, after, judges, method=method, is_real=len(chips) > 0)
     _add_keys(small, {"int8": json.dumps(loss.as_json())})
-    reporter.message(f"{loss.sentence()} The file has {len(bodies[1]) / len(bodies[0]):.0%} of its size before.")
+    reporter.message(f"{loss.sentence()} The file has {len(after) / len(before):.0%} of its size before.")
     if not len(chips):
-        reporter.message("Without rasters to calibrate on, the file is smaller but not faster: give some with --rasters.")
+        reporter.message(
+            "Without rasters to calibrate on, the file is smaller but not faster: give some with --rasters."
+        )
     return small, loss
 
 
@@ -139,7 +141,9 @@ def _chips_of(rasters: Sequence[str], runtime: Runtime, reporter: Reporter) -> n
         with open_raster(info, [band.index for band in own]) as reader:
             taken = 0
             for _ in range(4 * MOST_CHIPS):
-                row, col = (int(rng.integers(0, n - s + 1)) for n, s in zip(info.geobox.shape, (height, width), strict=True))
+                row, col = (
+                    int(rng.integers(0, n - s + 1)) for n, s in zip(info.geobox.shape, (height, width), strict=True)
+                )
                 values, valid = reader.read(Window(col, row, width, height))
                 if valid.mean() > 0.5:
                     values = fill_invalid(values * scale[:, None, None] + offset[:, None, None], valid, fill)

@@ -344,7 +344,8 @@ class InspectJob(Job):
     """Tell what a model package holds, without loading it into a model."""
 
     job: Literal["inspect"] = "inspect"
-    model: str = Field(description="model package", json_schema_extra=POSITIONAL)
+    model: str = Field(description="model package, or an ONNX file", json_schema_extra=POSITIONAL)
+    stac: str = Field(default="", description="JSON file to write: the model as a STAC item (MLM extension)")
 
     help: ClassVar[str] = "tell what a model package holds"
 

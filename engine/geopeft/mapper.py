@@ -1,4 +1,4 @@
-"""What maps a raster, whatever it is made of: the bands it takes, the units it takes them in, and chips to probabilities."""
+"""What maps a raster, whatever it is made of: its bands, their units, and chips to probabilities."""
 
 from __future__ import annotations
 

@@ -130,7 +130,10 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 
 def _sparse(attribute: onnx.AttributeProto) -> Iterable[onnx.TensorProto]:
-    for sparse in (*([attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []), *attribute.sparse_tensors):
+    for sparse in (
+        *([attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []),
+        *attribute.sparse_tensors,
+    ):
         yield from (sparse.values, sparse.indices)
 
 

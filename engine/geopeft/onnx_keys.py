@@ -228,5 +228,3 @@ def name_problem(keys: Keys, classes: int) -> str:
     if len(keys.names) in (0, classes) or (len(keys.names) == 1 and classes == 2):
         return ""
     return f"it names {len(keys.names)} classes, and gives {classes}"
-
-

@@ -34,7 +34,7 @@ _PROVIDERS = {
     "directml": ("DmlExecutionProvider", "DirectML"),
     "cpu": ("CPUExecutionProvider", "the CPU"),
 }
-_TYPES = {TensorProto.FLOAT: np.float32, TensorProto.FLOAT16: np.float16}
+_TYPES: dict[int, type[np.floating]] = {TensorProto.FLOAT: np.float32, TensorProto.FLOAT16: np.float16}
 
 
 def open_mapper(path: Path, device: str, weights_dir: str, reporter: Reporter) -> Mapper:
@@ -251,9 +251,7 @@ def _session(path: Path, model: bytes, device: str, reporter: Reporter) -> onnxr
         raise broken(path, f"ONNX Runtime says {str(error).splitlines()[0][:200]}") from error
     used = session.get_providers()[0]
     if device not in ("auto", "cpu") and used != providers[0]:
-        raise DeviceError(
-            f"ONNX Runtime cannot use {_PROVIDERS[device][1]} for this model.", "Set the device to auto."
-        )
+        raise DeviceError(f"ONNX Runtime cannot use {_PROVIDERS[device][1]} for this model.", "Set the device to auto.")
     name = next((name for provider, name in _PROVIDERS.values() if provider == used), used)
     reporter.message(f"{path.name} is computed by ONNX Runtime on {name}.")
     return session

@@ -26,8 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import numpy as safetensors_numpy
 
 from geopeft.errors import PackageError
-from geopeft.events import Reporter
-from geopeft.job import InspectJob, Radiometry
+from geopeft.job import Radiometry
 from geopeft.models.spec import SHARPNESS_RANGE, ModelSpec, TextureSpec
 from geopeft.tensors import read_tensors
 from geopeft.writing import check_target, write_bytes
@@ -202,11 +201,6 @@ def read(path: Path) -> Package:
 def read_manifest(path: Path) -> Manifest:
     """Only the manifest, without touching the weights."""
     return parse_manifest(path, _members(path, only=MANIFEST)[MANIFEST])
-
-
-def run(job: InspectJob, reporter: Reporter) -> dict[str, Any]:
-    """The `inspect` job."""
-    return read_manifest(Path(job.model)).model_dump(mode="json")
 
 
 def _members(path: Path, only: str = "") -> dict[str, bytes]:

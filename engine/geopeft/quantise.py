@@ -74,6 +74,8 @@ def calibrated(model: onnx.ModelProto, network: str, chips: np.ndarray) -> onnx.
         # Products of two computed values (attention) gain little and lose most.
         if node.op_type in _OUTPUT_AXIS and node.input[1] in constants
     ]
+    if not nodes:
+        return model
     with tempfile.TemporaryDirectory(prefix="geopeft") as folder:
         source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         # As a file, since a model in memory is changed.
@@ -129,9 +131,7 @@ def weights_only(model: onnx.ModelProto, network: str) -> onnx.ModelProto:
     return result
 
 
-def measure(
-    before: bytes, after: bytes, chips: np.ndarray, *, method: str, is_real: bool
-) -> Loss:
+def measure(before: bytes, after: bytes, chips: np.ndarray, *, method: str, is_real: bool) -> Loss:
     """Compares two models on chips (n, C, side, side) float32; OutputError where too many pixels change."""
     sessions = [onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"]) for model in (before, after)]
     same = difference = 0.0

@@ -29,7 +29,7 @@ from geopeft.sample_design import Design, Stratum, check_outputs, refuse_labelle
 from geopeft.stratified import allocate, points_needed
 from geopeft.writing import write_bytes
 
-WINDOW_PX = 2048
+WINDOW_PX = 1024
 # What is expected of every class (Olofsson et al. 2014, section 5.1), where nothing is known yet.
 EXPECTED_ACCURACY = 0.8
 FEWEST_IN_ALL, MOST_POINTS, MOST_STRATA = 50, 100_000, 200
@@ -160,10 +160,10 @@ def _count(
     for number, window in enumerate(population.windows):
         reporter.progress("count", number, len(population.windows))
         values, there = population.read(window)
-        found, inverse, counts = np.unique(values[there], return_inverse=True, return_counts=True)
         row, col, height, width = row_col_size(window)
-        ground = areas.of(np.arange(row, row + height)[:, None], np.arange(col, col + width)[None, :])[there]
-        for value, area in zip(found.tolist(), np.bincount(inverse, ground, len(found)).tolist(), strict=True):
+        ground = areas.of(np.arange(row, row + height)[:, None], np.arange(col, col + width)[None, :])
+        found, counts, sums = _tally(values[there], ground[there])
+        for value, area in zip(found.tolist(), sums.tolist(), strict=True):
             square_m[value] = square_m.get(value, 0.0) + area
         windows.append(_Window(window, dict(zip(found.tolist(), counts.tolist(), strict=True))))
         checksum = zlib.crc32(np.where(there, values, 0).astype(np.int64).tobytes(), checksum)
@@ -181,6 +181,16 @@ def _count(
             "MAP_EMPTY",
         )
     return windows, square_m, f"{checksum:08x}"
+
+
+def _tally(values: NDArray[Any], ground: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """The different values (v,), how often each is there, and its area."""
+    if values.dtype.itemsize == 1 and values.dtype.kind == "u":
+        counts = np.bincount(values, minlength=256)
+        found = np.flatnonzero(counts)
+        return found, counts[found], np.bincount(values, ground, 256)[found]
+    found, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return found, counts, np.bincount(inverse, ground, len(found))
 
 
 def _share_out(
@@ -222,8 +232,13 @@ def _why(job: SampleJob, needed: int, points: np.ndarray, least: np.ndarray) -> 
         )
         reason += f", and a sample has at least {FEWEST_IN_ALL}" if needed < FEWEST_IN_ALL else ""
     lifted = int((points == least).sum())
-    some = f"; {lifted} of {len(points)} classes get the least, {job.fewest} or all of their pixels" if lifted else ""
-    return f"{total} points in {len(points)} mapped classes: {reason}{some}, the others in proportion to area."
+    few = f"the least, {job.fewest} or all"
+    some = "in proportion to area"
+    if lifted == len(points):
+        some = f"each class gets {few} of its pixels"
+    elif lifted:
+        some = f"{lifted} of {len(points)} classes get {few} of their pixels, the others share the rest by area"
+    return f"{total} points in {len(points)} mapped classes: {reason}; {some}."
 
 
 def _draw(

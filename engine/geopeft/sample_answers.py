@@ -20,6 +20,8 @@ from geopeft.sample_design import LAYER, Design
 
 # A point that lies further from where it was drawn, in pixels, has left its pixel.
 _WITHIN_PX = 0.5 + 1e-3
+# What is no class of the ground counts as not labelled, so that it is told how many there are.
+_NO_ANSWER = frozenset(("?", "unknown", "unclear", "not sure"))
 # Of many numbers or names, so many are told.
 LISTED = 8
 
@@ -86,7 +88,8 @@ def _text(value: Any) -> str:
         return ""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    return " ".join(str(value).split())
+    text = " ".join(str(value).split())
+    return "" if text.casefold() in _NO_ANSWER else text
 
 
 def _distance_px(shapes: np.ndarray, crs: str | None, numbers: list[int], design: Design) -> np.ndarray:

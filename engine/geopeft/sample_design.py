@@ -137,6 +137,8 @@ def write_sample(path: Path, design: Design) -> None:
                 driver="GPKG",
                 geometry_type="Point",
                 crs=design.crs,
+                # QGIS 3.22 too must be able to edit it, and its GDAL knows no newer ones.
+                dataset_options={"VERSION": "1.2"},
             )
             _add(part, STRATA, dict(zip(Stratum.__dataclass_fields__, map(_column, strata), strict=True)))
             columns = {"x": design.x, "y": design.y, "area_m2": design.area_m2}

@@ -46,6 +46,8 @@ APART = 0.5
 LARGEST_DEVIATION = 4.0
 # A place is like nothing labelled when it is farther from all labels than so many of the squares.
 UNLIKE = 0.9
+# The map hesitates where the two likeliest classes are no farther apart, in percent.
+HESITATES = 50
 LAYER = "suggested"
 # Fields of the layer and their types; percentages are of probability, and of the ground that was looked at.
 FIELDS = {
@@ -179,13 +181,13 @@ def _distances(ones: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def _weights(found: Squares) -> np.ndarray:
-    """(n,) how much the squares count: by the square of their doubt, and less where their class covers much.
+    """(n,) how much the squares count: by their doubt, and less where their class covers much.
 
     A map's accuracy is the mean over its classes, so that doubt about a rare one costs more.
     """
     likely = found.probabilities.argmax(1)
     share = np.bincount(likely, minlength=found.probabilities.shape[1]) / len(likely)
-    weights: np.ndarray = found.doubt**2 / np.sqrt(share[likely])
+    weights: np.ndarray = found.doubt / np.sqrt(share[likely])
     return weights
 
 
@@ -294,6 +296,9 @@ def _rows(ground: Ground, chosen: Chosen, side: int) -> list[dict[str, Any]]:
 
 
 def _reason(names: tuple[str, str], percent: Sequence[int], ground_percent: float, unlike: bool) -> str:
-    doubt = f"The map hesitates between {names[0]} ({percent[0]} %) and {names[1]} ({percent[1]} %)"
+    if percent[0] - percent[1] <= HESITATES:
+        doubt = f"The map hesitates between {names[0]} ({percent[0]} %) and {names[1]} ({percent[1]} %)"
+    else:
+        doubt = f"The map takes this for {names[0]} ({percent[0]} %) rather than {names[1]} ({percent[1]} %)"
     stands = f"{ground_percent:g} % of the ground looks more like this than like any label"
     return f"{doubt}; {stands}{', and nothing like it is labelled yet' if unlike else ''}."

@@ -149,6 +149,8 @@ def deal_places(found: ShapePixels, classes: np.ndarray, rng: np.random.Generato
             fold[own] = -1
         elif len(np.unique(fold[own])) == 1:
             fold[rng.permutation(own)] = np.arange(len(own)) % FOLDS
+    # Few blocks may leave a number out, and a fold without places has nothing to be asked.
+    fold[fold >= 0] = np.unique(fold[fold >= 0], return_inverse=True)[1].reshape(-1)
     return fold
 
 

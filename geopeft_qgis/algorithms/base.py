@@ -220,9 +220,10 @@ class EngineAlgorithm(NamedAlgorithm):
         kind = QgsProcessing.SourceType.TypeRaster
         self.addParameter(QgsProcessingParameterMultipleLayers("RASTERS", self.tr("Rasters"), kind))
 
-    def add_model_file(self) -> None:
-        """A model package to read."""
-        self.addParameter(QgsProcessingParameterFile("MODEL", self.tr("Model"), fileFilter=self.tr(MODEL_FILTER)))
+    def add_model_file(self, or_onnx: bool = False) -> None:
+        """A model package to read, or an ONNX file."""
+        kinds = self.tr("GeoPEFT or ONNX model (*.geopeft *.onnx)") if or_onnx else self.tr(MODEL_FILTER)
+        self.addParameter(QgsProcessingParameterFile("MODEL", self.tr("Model"), fileFilter=kinds))
 
     def add_text(self, name: str, title: str, default: str = "", advanced: bool = False) -> None:
         """A line of text that may be empty."""

@@ -20,6 +20,8 @@ STAGES = {
     "evaluate": "Evaluating:",
     "vectorize": "Drawing polygons:",
     "export": "Exporting:",
+    "count": "Counting pixels:",
+    "draw": "Drawing points:",
     "suggest": "Looking for places:",
     "predict second": "Mapping with the second model:",
     "judge": "Judging both on the labels:",

@@ -56,7 +56,7 @@ class PredictAlgorithm(EngineAlgorithm):
         """Declares parameters and outputs."""
         area = [QgsProcessing.SourceType.TypeVectorPolygon]
         polygon = QgsProcessing.SourceType.TypeVectorPolygon
-        self.add_model_file()
+        self.add_model_file(or_onnx=True)
         self.addParameter(QgsProcessingParameterRasterLayer("RASTER", self.tr("Raster")))
         self.addParameter(QgsProcessingParameterFeatureSource("AOI", self.tr("Area of interest"), area, optional=True))
         self.add_text("BANDS", self.tr("Bands, by name or number, with commas"), advanced=True)
@@ -79,7 +79,9 @@ class PredictAlgorithm(EngineAlgorithm):
         self.addOutput(QgsProcessingOutputString("CLASSES", self.tr("Classes with their colours, as JSON")))
         outside = self.tr("Part of the map that lies outside what the model has seen, in percent")
         self.addOutput(QgsProcessingOutputNumber("OUTSIDE_PERCENT", outside))
-        self.addOutput(QgsProcessingOutputNumber("UNKNOWN_PERCENT", self.tr("Part of the map that is unknown, in percent")))
+        self.addOutput(
+            QgsProcessingOutputNumber("UNKNOWN_PERCENT", self.tr("Part of the map that is unknown, in percent"))
+        )
 
     def inputs(self, parameters: dict[str, Any], context: QgsProcessingContext, folder: Path) -> dict[str, Any]:
         """The raster and the area of interest, as files."""

@@ -82,7 +82,7 @@ class PredictManyAlgorithm(EngineAlgorithm):
         rasters, files = QgsProcessing.SourceType.TypeRaster, QgsProcessing.SourceType.TypeFile
         area = [QgsProcessing.SourceType.TypeVectorPolygon]
         folder = QgsProcessingParameterFile.Behavior.Folder
-        self.add_model_file()
+        self.add_model_file(or_onnx=True)
         for name, title, kind in (
             ("RASTERS", self.tr("Raster layers"), rasters),
             ("FILES", self.tr("Raster files, which are not loaded into QGIS"), files),

@@ -14,6 +14,7 @@ from qgis.PyQt.QtGui import QShowEvent
 from qgis.PyQt.QtWidgets import (
     QCheckBox,
     QFormLayout,
+    QGridLayout,
     QHBoxLayout,
     QLabel,
     QProgressBar,
@@ -220,10 +221,13 @@ class ApplyPanel(QWidget):
         head = QHBoxLayout()
         head.addWidget(self.model_label, 1)
         head.addWidget(self.model_button, 0, Qt.AlignmentFlag.AlignTop)
-        extras = QHBoxLayout()
-        for box in (self.confidence_box, self.entropy_box, self.polygons_box):
-            extras.addWidget(box)
-        extras.addStretch(1)
+        # Two beside each other: in some languages three are wider than the dock.
+        extras = QGridLayout()
+        extras.addWidget(self.confidence_box, 0, 0)
+        extras.addWidget(self.polygons_box, 0, 1)
+        extras.addWidget(self.entropy_box, 1, 0)
+        extras.addWidget(self.outside_box, 2, 0, 1, 2)
+        extras.setColumnStretch(1, 1)
         self.options = QWidget()
         form = QFormLayout(self.options)
         form.setContentsMargins(0, 0, 0, 0)
@@ -231,7 +235,6 @@ class ApplyPanel(QWidget):
         form.setRowWrapPolicy(QFormLayout.RowWrapPolicy.WrapLongRows)
         form.addRow(self.tr("Maps go to"), self.folder)
         form.addRow(self.tr("Also write"), extras)
-        form.addRow("", self.outside_box)
         form.addRow(self.tr("Unknown below"), self.unknown_box)
         form.addRow(self.tr("Area"), self.area)
         form.addRow("", self.load_box)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Optional
 
@@ -10,6 +11,7 @@ from qgis.core import (
     QgsCoordinateTransform,
     QgsCsException,
     QgsFeatureRequest,
+    QgsMapLayer,
     QgsPalettedRasterRenderer,
     QgsProcessingUtils,
     QgsProject,
@@ -38,6 +40,7 @@ from ..layers import LayerError, raster_parameter
 from ..model_match import match
 from ..result_metadata import MODEL_PROPERTY
 from ..results import style_places
+from ..sample_points import is_sample
 from .form import TrainingForm
 from .model_catalogue import ModelCatalogue
 from .run_row import RunRow
@@ -323,7 +326,7 @@ class CheckPanel(QScrollArea):
         if self.model() and name == "evaluate":
             parameters["MODEL"] = self.model()
         if self.model() and name == "compare":
-            parameters["ONE"] = self.model()
+            parameters["FIRST"] = self.model()
         raster = self._form.raster()
         if raster is not None and name in ("evaluate", "compare"):
             try:
@@ -331,8 +334,11 @@ class CheckPanel(QScrollArea):
             except LayerError:
                 pass
         if name == "sample":
-            found = _first_map()
+            found = _first(QgsRasterLayer, _is_map)
             parameters |= {"MAP": found.id()} if found is not None else {}
+        if name == "area":
+            found = _first(QgsVectorLayer, is_sample)
+            parameters |= {"POINTS": found.id()} if found is not None else {}
         dialog = qgis.processing.createAlgorithmDialog(f"geopeft:{name}", parameters)
         if dialog is None:
             self.noticed.emit("error", self.tr("Processing is switched off. Switch on its plugin, then run again."))
@@ -341,13 +347,15 @@ class CheckPanel(QScrollArea):
         dialog.show()
 
 
-def _first_map() -> Optional[QgsRasterLayer]:
-    """The topmost class raster of ours."""
-    for layer in QgsProject.instance().layerTreeRoot().layerOrder():
-        if isinstance(layer, QgsRasterLayer) and layer.customProperty(MODEL_PROPERTY):
-            if isinstance(layer.renderer(), QgsPalettedRasterRenderer):
-                return layer
-    return None
+def _is_map(layer: QgsRasterLayer) -> bool:
+    """Whether it is a class raster of ours."""
+    return bool(layer.customProperty(MODEL_PROPERTY)) and isinstance(layer.renderer(), QgsPalettedRasterRenderer)
+
+
+def _first(kind: type[QgsMapLayer], fits: Callable[[Any], bool]) -> Optional[QgsMapLayer]:
+    """The topmost layer of a kind that fits."""
+    order = QgsProject.instance().layerTreeRoot().layerOrder()
+    return next((layer for layer in order if isinstance(layer, kind) and fits(layer)), None)
 
 
 def _button(text: str, name: str, hint: str, pressed: Any) -> QPushButton:

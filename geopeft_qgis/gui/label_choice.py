@@ -12,6 +12,7 @@ from qgis.PyQt.QtWidgets import QComboBox, QHBoxLayout, QLabel, QPushButton, QVB
 
 from ..label_style import CLASS_FIELD, is_label_layer
 from ..result_metadata import MODEL_PROPERTY
+from ..sample_points import is_sample
 
 CLASS_FIELD_NAMES = ("class", "klasse", "label", "category")
 
@@ -104,8 +105,12 @@ class LabelChoice(QWidget):
     def _choose_likely(self) -> None:
         """A layer of ours, else one with a class field; never just any layer that happens to have shapes."""
         layers = [self.layer_box.layer(row) for row in range(self.layer_box.count())]
-        # Maps as polygons have a class field too.
-        found = [layer for layer in layers if layer is not None and not layer.customProperty(MODEL_PROPERTY)]
+        # Maps as polygons have a class field too, and so have the points that a map is judged by.
+        found = [
+            layer
+            for layer in layers
+            if layer is not None and not layer.customProperty(MODEL_PROPERTY) and not is_sample(layer)
+        ]
         ours = [layer for layer in found if is_label_layer(layer)]
         named = [layer for layer in found if any(f.name().lower() in CLASS_FIELD_NAMES for f in layer.fields())]
         self.layer_box.setLayer((ours or named or [None])[0])

@@ -22,7 +22,10 @@ PLACEMENTS = {
 SCALE = 3
 PANEL_PX, TOP_PX, TEXT_PX = (520, 520), 64, 15
 INK, GRID, PAPER = (32, 36, 40), (222, 226, 230), (255, 255, 255)
-HELD, MISSED, USUAL, BEST = (0, 114, 178), (213, 40, 0), (150, 150, 150), (80, 80, 80)
+HELD, MISSED, USUAL, BEST = (0, 114, 178), (213, 40, 0), (230, 159, 0), (80, 80, 80)
+# Intervals lie over each other: those that hold the truth are pale.
+PALE = (186, 212, 232)
+LEAST_TRUE = 0.3
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,8 @@ def table(draws: Sequence[Any]) -> str:
     """The tables as Markdown."""
     kinds = [kind for kind in PLACEMENTS if any(one.placement == kind for one in draws)]
     by_kind = {PLACEMENTS[kind]: [one for one in draws if one.placement == kind] for kind in kinds}
-    parts = ["## Does the 95 % interval hold the accuracy of the final map on all unlabelled ground?", ""]
+    parts = ["# Do the intervals hold the true accuracy?", "", *_preface(draws), ""]
+    parts += ["## The final map on all unlabelled ground", ""]
     parts += _rows(by_kind, WAYS, "final")
     parts += [
         "",
@@ -123,6 +127,22 @@ def table(draws: Sequence[Any]) -> str:
                 cells = [_percent(row.holds), _signed(row.bias), _points(row.width)]
                 parts.append(_line(title, name, f"{row.given} of {row.draws}", *cells))
     return "\n".join(parts)
+
+
+def _preface(draws: Sequence[Any]) -> list[str]:
+    true = np.array([one.final["miou"] for one in draws if math.isfinite(one.final["miou"])])
+    middle = f"{np.quantile(true, 0.05):.2f} to {np.quantile(true, 0.95):.2f}"
+    return [
+        "`python3 build.py bench intervals` makes this table. Each draw is a made scene of 512 x 512 px with",
+        "known truth everywhere, 2 to 5 classes and 8 to 60 small labels (3 to 8 px). The engine holds whole",
+        "blocks of ground out as a fit does, in four folds where labels are few; the classical part stands for",
+        "the model. True is what the final map, which all labels teach, reaches on the unlabelled ground, over",
+        f"the classes that the figures rest on: mIoU {middle} in nine of ten draws. Figures in points of 100; the",
+        "width is that of the 95 % interval.",
+        "",
+        "Random pixels: a quarter of the labelled pixels held out at random, with the exact binomial interval.",
+        "Held-out pixels then lie beside pixels that taught, and a thousand of them count as a thousand.",
+    ]
 
 
 SLICES: Mapping[str, Callable[[Any], bool]] = {
@@ -209,26 +229,36 @@ def _panel(pen: ImageDraw.ImageDraw, corner: tuple[float, float], title: str, dr
     right, bottom = corner[0] + PANEL_PX[0] - 14, corner[1] + PANEL_PX[1] - 48
 
     def at(true: float, said: float) -> tuple[float, float]:
-        return SCALE * (left + (right - left) * true), SCALE * (bottom - (bottom - top) * said)
+        along = max(true - LEAST_TRUE, 0) / (1 - LEAST_TRUE)
+        return SCALE * (left + (right - left) * along), SCALE * (bottom - (bottom - top) * said)
 
-    _text(pen, (left, corner[1] + 4), f"{title}: {len(draws)} draws", font, "la")
-    for tick in np.linspace(0, 1, 6).tolist():
+    _text(pen, (left, corner[1] + 4), f"mIoU as told, {title} ({len(draws)} draws)", font, "la")
+    for tick in np.linspace(0, 1, 11).tolist():
+        if tick > LEAST_TRUE - 0.01:
+            pen.line([*at(tick, 0), *at(tick, 1)], GRID, SCALE)
+            _text(pen, (at(tick, 0)[0] / SCALE, bottom + 5), f"{tick:.1f}", font, "ma")
         pen.line([*at(0, tick), *at(1, tick)], GRID, SCALE)
-        pen.line([*at(tick, 0), *at(tick, 1)], GRID, SCALE)
         _text(pen, (left - 6, at(0, tick)[1] / SCALE), f"{tick:.1f}", font, "rm")
-        _text(pen, (at(tick, 0)[0] / SCALE, bottom + 5), f"{tick:.1f}", font, "ma")
     _text(pen, ((left + right) / 2, bottom + 24), "true mIoU of the final map, all unlabelled ground", font, "ma")
-    _text(pen, (left + 8, top + 4), "mIoU as told", font, "la")
-    pen.line([*at(0, 0), *at(1, 1)], BEST, SCALE)
+    marks = [mark for one in draws for mark in _marks(one)]
+    # What misses lies on top of what holds, and the values on top of all intervals.
+    for color, true, (_, low, high) in sorted(marks, key=lambda mark: mark[0] != HELD):
+        pen.line([*at(true, low), *at(true, high)], PALE if color == HELD else color, SCALE)
+    pen.line([*at(LEAST_TRUE, LEAST_TRUE), *at(1, 1)], BEST, SCALE)
+    for color, true, (value, _, _) in marks:
+        x, y = at(true, value)
+        pen.ellipse((x - 2 * SCALE, y - 2 * SCALE, x + 2 * SCALE, y + 2 * SCALE), color)
+
+
+def _marks(one: Any) -> list[tuple[tuple[int, int, int], float, tuple[float, float, float]]]:
+    """Colour, true value, and what was said with its interval, for random pixels and for blocks."""
+    found = []
     for way in ("pixels", "ours"):
-        for one in draws:
-            if not _has(one, way, "miou", "final"):
-                continue
-            (value, low, high), true = getattr(one, way)["miou"], one.final["miou"]
-            color = USUAL if way == "pixels" else HELD if low - 1e-5 <= true <= high + 1e-5 else MISSED
-            pen.line([*at(true, low), *at(true, high)], color, 1 * SCALE)
-            x, y = at(true, value)
-            pen.ellipse((x - 2 * SCALE, y - 2 * SCALE, x + 2 * SCALE, y + 2 * SCALE), color)
+        if _has(one, way, "miou", "final"):
+            said, true = getattr(one, way)["miou"], one.final["miou"]
+            holds = said[1] - 1e-5 <= true <= said[2] + 1e-5
+            found.append((USUAL if way == "pixels" else HELD if holds else MISSED, true, said))
+    return found
 
 
 def _text(pen: ImageDraw.ImageDraw, place: tuple[float, float], text: str, font: Any, anchor: str) -> None:

@@ -6,8 +6,8 @@ Each draw makes a scene and a few labels on it, and lets the engine deal them as
 held out, in several folds where labels are few. The classical part of a model stands for the whole, so that hundreds of
 draws are affordable. What is said of the held-out labels, with its interval, is compared with the accuracy of the final
 map, which all labels teach, on all unlabelled ground. Beside it stands what is usual: a quarter of the labelled pixels
-held out at random, with the binomial interval of so many pixels. Draws that are done are kept in OUT/intervals.jsonl, so
-that a stopped run goes on where it was; the intervals are made anew from their confusion matrices.
+held out at random, with the binomial interval of so many pixels. Draws that are done are kept in OUT/intervals.jsonl,
+so that a stopped run goes on where it was; the intervals are made anew from their confusion matrices.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ class Draw:
     @cached_property
     def ours(self) -> dict[str, tuple[float, float, float]]:
         """Figure -> (value, low, high) from the blocks; without those that are not given."""
-        found = figures(self.matrices, [""] * len(self.matrices[0])) if self.matrices else {}
+        blocks = [np.array(matrix) for matrix in self.matrices]
+        found = figures(blocks, [""] * len(blocks[0])) if blocks else {}
         given = {key: found[key] for key in FIGURES if found and found[key]["value"] is not None}
         return {key: (one["value"], one["low"], one["high"]) for key, one in given.items()}
 
@@ -130,7 +131,8 @@ def draw(placement: str, seed: int, folder: Path, side_px: int = _scenes.SIDE_PX
     scene = _scenes.make_scene(rng, side_px)
     owner = _scenes.draw_labels(scene, placement, _scenes.how_many(scene, rng), rng)
     chip_px = int(rng.choice(CHIPS_PX))
-    dealt = deal(*_scenes.write_scene(scene, owner, folder), seed, chip_px)
+    raster, labels = _scenes.write_scene(scene, owner, folder)
+    dealt = deal(raster, labels, seed, chip_px)
     lesson, first = dealt.lesson, dealt.folds[0]
     ground = _Ground(scene, owner, lesson.texture)
     final = lesson.classical(lesson.pixels)

@@ -2,11 +2,12 @@
 
     build.py bench suggest [--sets NAME,...] [--simulations N] [--rounds N] [--out FOLDER]
 
-Shared sets where enough ground has a known class, and the sample scene. A simulation begins with three labelled squares of each class, drawn
-at random, and adds ten squares a round: those that `geopeft suggest` chooses, or random ones of the same ground. Truth
-labels them: what covers most of a square is drawn in it. After each round the classical classifier is taught all
-labels and scored on the unseen region (of terramind_s2_lulc, whose unseen region is another continent, on the eastern
-halves). Writes suggest.csv, suggest.md and suggest.png.
+Shared sets where enough ground has a known class, and the sample scene. A simulation begins with three labelled squares
+of each class, drawn at random, and adds ten squares a round: those that `geopeft suggest` chooses, or random ones of
+the same ground. Truth labels them: what covers most of a square is drawn in it. After each round the classical
+classifier is taught all labels and scored on the unseen region (of terramind_s2_lulc, whose unseen region is another
+continent, on the eastern halves). What is measured is kept in OUT/suggest.csv, so that a stopped run goes on where it
+was; suggest.md and suggest.png are written from it.
 """
 
 from __future__ import annotations

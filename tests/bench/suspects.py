@@ -4,8 +4,8 @@
 
 Every labelled set of the shared data: of a tenth of the labels in its training region the class is changed to another
 one, as a draw decides, and `geopeft suspects` ranks all of them. Counted are those that it has in the first fifth of
-its list of judged labels; what it does not suspect at all is not in the list. Writes suspects.csv, suspects.md and
-suspects.png.
+its list of judged labels; what it does not suspect at all is not in the list. What is measured is kept in
+OUT/suspects.csv, so that a stopped run goes on where it was; suspects.md and suspects.png are written from it.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _measured(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """(set, row) of what is missing: a draw of every set, then the next, so that a stopped run is even."""
     done = {(row["set"], int(row["draw"])) for row in rows}
-    waiting = {}
+    waiting: dict[str, Iterator[dict[str, Any]]] = {}
     for name in names:
         labelled = next(one for one in _sets.SETS if one.name == name)
         folder = scratch / name
@@ -77,9 +77,7 @@ def _measured(
                 yield name, row
 
 
-def measure(
-    training: _sets.Region, background: str, draws: Sequence[int], scratch: Path
-) -> Iterator[dict[str, Any]]:
+def measure(training: _sets.Region, background: str, draws: Sequence[int], scratch: Path) -> Iterator[dict[str, Any]]:
     """A row for each draw."""
     from geopeft import sights as sights_module
     from geopeft import suspects

@@ -251,8 +251,13 @@ def test_advice_on_labels(job, raster_layer, label_layer, tmp_path, name, wants_
     parameters = {"RASTERS": [raster_layer], "LABELS": label_layer, "OUTPUT": str(tmp_path / "p.gpkg")}
     if wants_all:
         parameters.update(
-            AREA=label_layer, BACKGROUND="other", BANDS="red,4", LINE_WIDTH=2.5, SEED=7, FIGURES=str(tmp_path / "f.json"),
-        )  # fmt: skip
+            AREA=label_layer,
+            BACKGROUND="other",
+            BANDS="red,4",
+            LINE_WIDTH=2.5,
+            SEED=7,
+            FIGURES=str(tmp_path / "f.json"),
+        )
         parameters.update({"COUNT": 20} if name == "suggest" else {})
     made = job(name, parameters)
     assert list(faults(made, SCHEMA)) == []

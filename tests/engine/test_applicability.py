@@ -1,4 +1,4 @@
-"""What a model has seen: a part of the world like its labels lies inside, another spectrum, sensor or season outside."""
+"""What a model has seen: ground like that of its labels lies inside, another spectrum or sensor outside."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +9,7 @@ import pytest
 import rasterio
 import torch
 from geopeft import package, predict
-from geopeft.applicability import MOST_POINTS, Applicability, balanced, find_applicability, nearest
-from geopeft.classical import Classical
+from geopeft.applicability import MOST_POINTS, balanced, find_applicability, nearest
 from geopeft.errors import PackageError
 from geopeft.events import Reporter
 from geopeft.forest import Pixels, fit_applicability, fit_classical
@@ -33,7 +32,7 @@ BANDS = tuple(
 
 
 def scene(seed: int, gain: float = 1.0, sand: bool = False) -> np.ndarray:
-    """(3, SIZE, SIZE) uint16: squares of 16 px of water or forest, a little brighter or darker each; sand in the east."""
+    """(3, SIZE, SIZE) uint16: squares of 16 px of water or forest, some brighter than others; sand in the east."""
     rng = np.random.default_rng(seed)
     squares = rng.integers(0, 2, (SIZE // 16,) * 2)
     if sand:
@@ -54,7 +53,10 @@ def pixels(values: np.ndarray, places_per_class: int = 8) -> tuple[Pixels, np.nd
     features = texture()(torch.from_numpy(values.astype(np.float32))[None])[0].numpy()
     rows, cols = np.mgrid[: SIZE // 16, : SIZE // 16].reshape(2, -1) * 16
     kind = (values[1, rows + 8, cols + 8] > 1000).astype(np.int64)
-    found, classes, sites, blocks = [], [], [], []
+    found: list[np.ndarray] = []
+    classes: list[int] = []
+    sites: list[int] = []
+    blocks: list[int] = []
     for index in range(2):
         for at in np.flatnonzero(kind == index)[:places_per_class]:
             window = features[:, rows[at] : rows[at] + 16 : 2, cols[at] : cols[at] + 16 : 2]
@@ -150,7 +152,9 @@ def test_the_layer_is_what_every_window_alone_would_say(model: Path, make_raster
     for every in (1, 5):
         strips = list(map_raster(runtime, info, (), Reporter(), every_px=every))
         found = np.concatenate([strip.dissimilarity for strip in strips if strip.dissimilarity is not None])
-        assert np.isfinite(found[::every, ::every]).all() and np.isfinite(found).sum() == len(range(0, SIZE, every)) ** 2
+        assert (
+            np.isfinite(found[::every, ::every]).all() and np.isfinite(found).sum() == len(range(0, SIZE, every)) ** 2
+        )
         assert np.abs(found - whole)[::every, ::every].max() < 0.05
     assert all(strip.dissimilarity is None for strip in map_raster(runtime, info, (), Reporter()))
 

@@ -284,7 +284,7 @@ def test_the_first_points_alone_are_a_sample(drawn: Path) -> None:
 
 def test_points_that_were_skipped_are_told_of(drawn: Path) -> None:
     label_as_mapped(drawn)
-    change(drawn, lambda data, _: data["class"].__setitem__([4, 9], ["", "  "]))
+    change(drawn, lambda data, _: data["class"].__setitem__([4, 9], ["", " Not sure"]))
     found = estimated(drawn)
     assert found["labelled"] == 118 and "2 points (numbers 5, 10)" in found["left_out"][0]
 

@@ -66,7 +66,9 @@ def test_a_network_alone_is_sharpened_in_the_map_and_in_what_is_exported() -> No
     bands = (InputBand(name="x", mean=100, std=50), InputBand(name="y", mean=100, std=50))
     spec = ModelSpec(backbone="scratch_unet", adapter="full", decoder="unet", bands=bands, num_classes=2, gsd_m=10,
                      chip_size_px=32)  # fmt: skip
-    classes = tuple(package.ClassInfo(value=n, name=name, color="#000000", label=name) for n, name in enumerate(NAMES, 1))
+    classes = tuple(
+        package.ClassInfo(value=n, name=name, color="#000000", label=name) for n, name in enumerate(NAMES, 1)
+    )
     manifest = package.Manifest(
         engine_version="0", created="2026", name="m", spec=spec, classes=classes, radiometry="unknown", dtype="uint8",
         base_weights=package.BaseWeights(backbone="scratch_unet", licence="x"), blend=package.Blend(sharpness=2.5),

@@ -341,3 +341,19 @@ def test_what_cannot_be_compared_is_refused_in_a_sentence(
         run(**chosen)
     assert caught.value.code == code and caught.value.hint
     assert not (tmp_path / "d.tif").exists()
+
+
+def test_several_rasters_of_a_model_are_one_map(
+    write_model: Any, make_map: Any, make_raster: MakeRaster, labels: Path, tmp_path: Path
+) -> None:
+    values = np.random.default_rng(0).integers(1, 3000, (2, SIDE, SIDE)).astype(np.uint16)
+    halves = [make_raster(values[:, :, :130], "left.tif", names=("red", "nir"))]
+    right = Affine(10, 0, 301_300, 0, -10, 5_800_000)
+    halves.append(make_raster(values[:, :, 130:], "right.tif", names=("red", "nir"), transform=right))
+    model, other = write_model("plain.geopeft"), make_map(truth(), "truth.tif")
+    rasters = [str(half) for half in halves]
+    as_second = run(other, model, rasters=rasters, out=tmp_path / "d.tif", labels=labels)
+    assert as_second["disagreement"]["compared"] == 1 and as_second["figures"]["labels_without_map"] == 0
+    as_first = run(model, other, rasters=rasters, labels=labels)["figures"]
+    assert as_first["labels"] == as_second["figures"]["labels"] and as_first["one"]["miou"]["value"] > 0
+    assert as_first["one"]["overall_accuracy"]["value"] == as_second["figures"]["other"]["overall_accuracy"]["value"]

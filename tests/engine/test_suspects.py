@@ -9,7 +9,9 @@ import pytest
 from geopeft import suspects
 from geopeft.errors import LabelError
 from geopeft.events import Reporter
+from geopeft.forest import Pixels
 from geopeft.job import parse
+from geopeft.sights import ShapePixels
 
 SAMPLE = Path(__file__).parents[2] / "resources" / "sample"
 
@@ -88,3 +90,13 @@ def test_wrong_labels_of_a_background_class_come_first_too(tmp_path: Path) -> No
     first = [place["fid_label"] for place in outputs["places"][:3]]
     assert {number + 1 for number in wrong} <= set(first)
     assert outputs["judged"] == len(shapes)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_few_places_are_dealt_into_folds_without_gaps(seed: int) -> None:
+    """Two blocks of two classes: less than there are folds."""
+    classes = np.array([0, 1, 0, 1, 2])
+    middles = np.array([[0, 5, 5], [0, 5, 6], [0, 90, 90], [0, 90, 91], [0, 50, 50]], float)
+    found = ShapePixels(Pixels(*[np.zeros(0)] * 5), np.arange(5), middles)
+    fold = suspects.deal_places(found, classes, np.random.default_rng(seed))
+    assert fold[4] == -1 and set(fold.tolist()) == set(range(-1, fold.max() + 1))

@@ -94,6 +94,37 @@ def model_in(panel, folder):
     return path
 
 
+def map_in(project, raster_file):
+    """A class raster of ours below another of somebody else."""
+    from qgis.core import QgsPalettedRasterRenderer, QgsRasterLayer
+
+    from geopeft_qgis.result_metadata import MODEL_PROPERTY
+
+    layers = [QgsRasterLayer(str(raster_file), "map") for _ in range(2)]
+    for layer in layers:
+        layer.setRenderer(QgsPalettedRasterRenderer(layer.dataProvider(), 1, []))
+        project.addMapLayer(layer)
+    layers[0].setCustomProperty(MODEL_PROPERTY, "m.geopeft")
+    return layers[0]
+
+
+def points_in(project):
+    """A random sample that a map is judged by."""
+    from qgis.core import QgsVectorLayer
+
+    fields = "field=number:integer&field=stratum:integer&field=weight:double&field=class:string"
+    points = QgsVectorLayer(f"Point?crs=EPSG:32632&{fields}", "sample", "memory")
+    project.addMapLayer(points)
+    return points
+
+
+def test_points_of_a_sample_are_not_taken_for_labels(panel, project, label_layer):
+    points_in(project)
+    project.removeMapLayer(label_layer.id())
+    points_in(project)
+    assert panel._form.labels.layer() is None
+
+
 def test_places_come_as_a_list_and_as_a_layer_that_leaves_no_file(panel, project):
     layer = advice(panel, panel.suggest_button)
     assert [panel.places_list.item(row).text()[0] for row in range(panel.places_list.count())] == ["1", "2", "3"]
@@ -167,12 +198,16 @@ def test_a_new_model_is_the_one_that_is_checked(panel, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["evaluate", "compare", "sample", "area"])
-def test_the_others_open_the_dialog_of_the_toolbox_with_what_is_chosen(panel, monkeypatch, tmp_path, name, raster_file):
+def test_the_others_open_the_dialog_of_the_toolbox_with_what_is_chosen(
+    panel, project, monkeypatch, tmp_path, name, raster_file
+):
     import qgis.processing
     from qgis.core import QgsApplication
     from qgis.PyQt.QtWidgets import QDialog
 
     model = model_in(panel, tmp_path)
+    mapped = map_in(project, raster_file)
+    points = points_in(project)
     asked = []
 
     def dialog(algorithm, parameters):
@@ -185,8 +220,13 @@ def test_the_others_open_the_dialog_of_the_toolbox_with_what_is_chosen(panel, mo
     ((algorithm, parameters),) = asked
     known = QgsApplication.processingRegistry().algorithmById(algorithm)
     assert {part.name() for part in known.parameterDefinitions()} >= set(parameters)
-    if name == "evaluate":
-        assert parameters == {"MODEL": str(model), "RASTERS": [str(raster_file)]}
+    wanted = {
+        "evaluate": {"MODEL": str(model), "RASTERS": [str(raster_file)]},
+        "compare": {"FIRST": str(model), "RASTERS": [str(raster_file)]},
+        "sample": {"MAP": mapped.id()},
+        "area": {"POINTS": points.id()},
+    }
+    assert parameters == wanted[name]
 
 
 def test_without_an_engine_nothing_can_be_pressed(panel):

@@ -15,6 +15,7 @@ from tests.tally import Count
 from tests.trials import Bench, old_outputs
 
 COUNT = int(sys.argv[1]) if len(sys.argv) > 1 else 40
+JOBS = sys.argv[2:] or ["predict", "export", "fit"]
 MOST_MB = 160
 CODES = frozenset(("OUT_OF_MEMORY",))
 
@@ -34,7 +35,7 @@ def main() -> None:
     found = Count()
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(Path(scratch))
-        for name in ("predict", "export", "fit"):
+        for name in JOBS:
             bench.learn(name)
             count = COUNT if name != "export" else COUNT // 3
             for number, more_mb in enumerate(np.geomspace(1, MOST_MB, count).tolist()):

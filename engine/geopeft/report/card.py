@@ -79,6 +79,9 @@ def model_card(manifest: Manifest) -> Markup:
     classical = ""
     if manifest.classical is not None:
         classical = f"forest and linear model on bands and texture; {percent(1 - manifest.blend.network)} of the blend"
+    outside = ""
+    if manifest.outside_beyond is not None:
+        outside = f"dissimilarity index above {manifest.outside_beyond:.2g} (Meyer and Pebesma 2021)"
     adapter = f"{spec.adapter}, rank {spec.rank}" if spec.adapter == "lora" else spec.adapter
     link = tag("a", base.paper, href=base.paper) if base.paper.startswith("https://") else base.paper
     return section(
@@ -98,6 +101,8 @@ def model_card(manifest: Manifest) -> Markup:
                     f"{percent(manifest.blend.network)} of the blend, temperature {manifest.blend.temperature:g}",
                 ),
                 ("Classical part", classical),
+                ("Sharpness", f"{manifest.blend.sharpness:g}: the probabilities of the blend to this power"),
+                ("Outside what it has seen", outside),
                 ("Chips", f"{spec.chip_size_px} × {spec.chip_size_px} px"),
             ]
         ),

@@ -322,7 +322,11 @@ BOMB = "".join(f'<!ENTITY a{n} "{f"&a{n - 1};" * 10 if n else "ha"}">' for n in 
 def test_xml_that_explodes_does_not(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     source = "<SimpleSource><SourceFilename>&a9;</SourceFilename></SimpleSource>"
-    for text in (f"<!DOCTYPE x [{BOMB}]>{vrt(source)}", f"{vrt(source)}<!DOCTYPE x [{BOMB}]>", "<VRTDataset>" * 200_000):
+    for text in (
+        f"<!DOCTYPE x [{BOMB}]>{vrt(source)}",
+        f"{vrt(source)}<!DOCTYPE x [{BOMB}]>",
+        "<VRTDataset>" * 200_000,
+    ):
         path.write_text(text)
         with pytest.raises(RasterError) as caught:
             describe(str(path))
