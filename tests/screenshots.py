@@ -3,7 +3,7 @@
     screenshots.py ENGINE_PYTHON FOLDER [LANGUAGE]
 
 Opens QGIS on a screen of its own with a fresh profile and the plugin, goes the way of a new user with the real engine
-(fresh, sample, preview, training, finished, apply, options, an error), and keeps a picture of each state.
+(fresh, sample, preview, training, finished, check, apply, options, an error), and keeps a picture of each state.
 """
 
 from __future__ import annotations
@@ -59,6 +59,13 @@ def steps():
     yield 3
     shot("finished")
     model = str(train._model)
+    check = panel.check
+    panel.tabs.setCurrentWidget(check)
+    check.suggest_button.click()
+    yield from wait_for(lambda: not check.is_busy, 120)
+    check.places_list.itemClicked.emit(check.places_list.item(0))
+    yield 3
+    shot("check")
     panel.tabs.setCurrentWidget(panel.apply)
     yield 2
     panel.apply.open_model(model)

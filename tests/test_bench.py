@@ -23,6 +23,7 @@ import _few_labels_report as report  # type: ignore[import-not-found]
 import _forest  # type: ignore[import-not-found]
 import _sets  # type: ignore[import-not-found]
 import few_labels  # type: ignore[import-not-found]
+import trust  # type: ignore[import-not-found]
 
 GSD = 10.0
 SIZE_PX = 200
@@ -400,3 +401,34 @@ def test_texture_is_that_of_the_valid_pixels_in_the_window() -> None:
     corner = values[0, :5, :5]
     assert found[8, 0, 0] == pytest.approx(corner.mean(), abs=1e-3)
     assert found[10, 0, 0] == pytest.approx(corner.std(), abs=1e-3)
+
+
+def test_trust_maps_every_raster_and_tells_of_those_that_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Confidence is scored twice on the unseen labels, once with the package as it was before its sharpness."""
+    calls: list[tuple[str, ...]] = []
+
+    def engine(*arguments: str) -> str:
+        calls.append(arguments)
+        if any("sen2" in part for part in arguments):
+            raise _sets.EngineFailed("predict\nerror [RADIOMETRY_DIFFERS]: other values")
+        figures = {"blocks": 7, "calibration": {"ece": 0.25}, "rasters": [{"outside_share": 0.5}]}
+        Path(arguments[arguments.index("--json") + 1]).write_text(json.dumps(figures))
+        return ""
+
+    class Manifest:
+        class blend:  # noqa: N801
+            sharpness = 2.0
+
+    monkeypatch.setattr(_sets, "engine", engine)
+    monkeypatch.setattr(trust.package, "read_manifest", lambda path: Manifest)
+    monkeypatch.setattr(trust, "plain", lambda path: path.with_name("plain.geopeft"))
+    others = (("another season", "x/sen2.tif"), ("next to it", "x/b.tif"))
+    case = trust.Case("lake", "x/a.tif", "x/l.gpkg:l", ("x/b.tif", "x/b.gpkg:l"), others)
+    row, rows = trust.measure(case, tmp_path, 1, tmp_path)
+    assert [Path(call[1]).name for call in calls if call[0] == "evaluate"] == ["m.geopeft", "plain.geopeft"]
+    text = trust.report([row], rows)
+    assert cells(text, "lake | 7")[2:] == ["2.00", "0.250", "0.250", "0.250"]
+    assert cells(text, "lake | another")[2:] == ["x/sen2.tif", "refused: other values or bands"]
+    assert [cells(text, f"lake | {kind}")[3] for kind in ("its own", "next")] == ["50.0%", "50.0%"]

@@ -94,6 +94,11 @@ def test_the_ratio_is_of_labels_placed_until_the_same_miou(tmp_path: Path) -> No
     assert (tmp_path / "f.png").stat().st_size > 1000
 
 
+def test_a_simulation_that_was_stopped_between_the_ways_does_not_count() -> None:
+    curves = bench_suggest.gather(rows("random", [[0.2, 0.3], [0.4, 0.5]]) + rows("suggested", [[0.2, 0.4]]))
+    assert curves["a", "random"] == {0: [0.2], 10: [0.3]}
+
+
 def test_a_target_that_suggestion_does_not_reach_is_told() -> None:
     curves = bench_suggest.gather(rows("random", [[0.2, 0.3, 0.4]]) + rows("suggested", [[0.2, 0.2, 0.2]]))
     line = next(line for line in bench_suggest.table(curves).splitlines() if "half of the rise" in line)

@@ -17,7 +17,7 @@ from geopeft.classical import Classical
 from geopeft.data.chips import groups_of
 from geopeft.data.labels import IGNORE
 from geopeft.models.texture import FINE_GSD_M
-from geopeft.objective import USUAL_TEMPERATURE, fit_blend, fit_sharpness, place_weights, softmax
+from geopeft.objective import SIZE_POWER, USUAL_TEMPERATURE, fit_blend, fit_sharpness, place_weights, softmax
 from geopeft.runtime import fill_invalid, fill_values
 from geopeft.training import Trainer, ValidationChips
 
@@ -164,7 +164,7 @@ def _by_block(
 
 def _calibration(found: Sequence[Forecast], blend: package.Blend, blocks: Mapping[int, int]) -> dict[str, Any]:
     """Of the map's own probabilities, each as sure as the other blocks make it; places and classes weigh as in
-    `fit_blend`.
+    `fit_sharpness`.
 
     The sharpness of the map itself has seen all of these labels, so that its own error here would look too good.
     """
@@ -179,7 +179,7 @@ def _calibration(found: Sequence[Forecast], blend: package.Blend, blocks: Mappin
         held = fold == number
         sharpness = fit_sharpness(said[~held], truth[~held], places[~held])
         said[held] = blend.model_copy(update={"sharpness": sharpness}).sharpen(said[held])
-    return calibration(said.max(1), said.argmax(1) == truth, place_weights(truth, places))
+    return calibration(said.max(1), said.argmax(1) == truth, place_weights(truth, places, SIZE_POWER))
 
 
 def said_of_places(found: Sequence[Forecast], blend: package.Blend) -> dict[tuple[int, int], np.ndarray]:

@@ -334,7 +334,7 @@ def _count(
     """Confusion matrices of both maps by block of ground."""
     counts = _Counts()
     for index in range(len(duel.grids)):
-        blocks = BlockKeys(sides[index])
+        blocks = BlockKeys(sides[index], labels, index)
         taught = np.unique(np.concatenate([at[index] for at in known if at is not None] or [np.zeros(0, np.int64)]))
         windows = strips(labels.extent_px(index))
         for number, window in enumerate(windows):

@@ -119,22 +119,19 @@ def _shape_centres(labels: Labels, raster_index: int) -> tuple[list[int], np.nda
 
 class BlockKeys:
     """In which block of ground labelled pixels of a raster are counted: squares of `side` pixels. A shape counts as a
-    whole, in the square of its middle, with those close to it (`squares_of`); where no labels are given, in that of its
-    first pixel, so its pixels have to come from the top down."""
+    whole, in the square of its middle, with those close to it (`squares_of`)."""
 
-    def __init__(self, side: float, labels: Labels | None = None, raster_index: int = 0) -> None:
+    def __init__(self, side: float, labels: Labels, raster_index: int) -> None:
         self._side = side
-        self._home: dict[int, np.ndarray] = {}
-        if labels is not None:
-            own, centres = _shape_centres(labels, raster_index)
-            self._home = dict(zip(own, squares_of(centres, side), strict=True))
+        own, centres = _shape_centres(labels, raster_index)
+        self._home = dict(zip(own, squares_of(centres, side), strict=True))
 
     def of(self, rows: np.ndarray, cols: np.ndarray, shapes: np.ndarray) -> np.ndarray:
         """(n, 2) int64 from the rows and columns in the raster, and the shapes (-1: none), each (n,)."""
         keys = np.stack([rows // self._side, cols // self._side], 1).astype(np.int64)
         for shape in np.unique(shapes[shapes >= 0]):
             of_shape = shapes == shape
-            keys[of_shape] = self._home.setdefault(int(shape), keys[of_shape][0])
+            keys[of_shape] = self._home[int(shape)]
         return keys
 
 

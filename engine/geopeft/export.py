@@ -74,6 +74,8 @@ def run(job: ExportJob, reporter: Reporter) -> dict[str, Any]:
     check_target(out)
     runtime = Runtime.open(Path(job.model), "cpu", job.weights_dir, reporter)
     size = runtime.window_px
+    if job.rasters and not job.int8:
+        reporter.warn("Rasters are only needed for int8: they are not looked at.")
     chips = _chips_of(job.rasters, runtime, reporter) if job.int8 else None
     outputs: dict[str, Any] = {"onnx": str(out), "input_px": size, "int8": None}
     with whole_file(out) as part:
@@ -121,9 +123,7 @@ def _in_eight_bits(
     _add_keys(small, {"int8": json.dumps(loss.as_json())})
     reporter.message(f"{loss.sentence()} The file has {len(after) / len(before):.0%} of its size before.")
     if not len(chips):
-        reporter.message(
-            "Without rasters to calibrate on, the file is smaller but not faster: give some with --rasters."
-        )
+        reporter.message("Without rasters to calibrate on, the file is smaller, not faster.")
     return small, loss
 
 

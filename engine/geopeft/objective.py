@@ -16,6 +16,8 @@ _PRIOR_PLACES = 8.0
 # However many places of one region there are, they say only so much about how a network does in another.
 MOST_PLACES = 40.0
 USUAL_TEMPERATURE = 1.5
+# How a labelled place counts by its pixels where confidence is judged.
+SIZE_POWER = 0.5
 _TEMPERATURES = (0.8, 1.0, 1.25, 1.5, 2.0, 2.5, 3.5)
 _SHARPNESSES = np.geomspace(*SHARPNESS_RANGE, 41)
 
@@ -83,7 +85,8 @@ def fit_sharpness(
 
     The temperature scaling of Guo et al. (2017) of the logarithms of a blend, whose mean of two forecasts is less sure
     than either (Ranjan and Gneiting 2010). The most likely one; before any label has spoken, a factor of two either way
-    lies one standard deviation off. Places and classes weigh as in `fit_blend`.
+    lies one standard deviation off. Every class counts the same and within it a place by the root of its pixels: what is
+    to be right is the confidence of pixels, and small shapes hold more mixed ones than the ground does.
 
     Args:
         probabilities: (n, K) of the blend.
@@ -96,7 +99,7 @@ def fit_sharpness(
     """
     if not len(truth):
         return 1.0
-    weight = place_weights(truth, places)
+    weight = place_weights(truth, places, SIZE_POWER)
     weight *= min(len(np.unique(places)), most_places) / len(np.unique(truth))
     logs = np.log(np.maximum(probabilities, 1e-6))
     rows = np.arange(len(truth))
@@ -110,15 +113,16 @@ def fit_sharpness(
     return found
 
 
-def place_weights(truth: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """(n,) what each pixel counts where every class counts as 1, and within it every labelled place the same.
+def place_weights(truth: np.ndarray, places: np.ndarray, power: float = 0.0) -> np.ndarray:
+    """(n,) what each pixel counts where every class counts as 1, and within it a labelled place by its pixels.
 
     Args:
         truth: (n,) class numbers.
         places: (n,) which labelled place a pixel belongs to.
+        power: of the number of a place's pixels: 0 where all places count the same, 1 where all pixels do.
     """
     _, place = np.unique(places, return_inverse=True)
-    weight = 1 / np.bincount(place)[place]
+    weight = np.bincount(place)[place] ** (power - 1.0)
     result: np.ndarray = weight / np.bincount(truth, weight)[truth]
     return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -53,10 +54,10 @@ class Loss:
 
     def sentence(self) -> str:
         """For people."""
-        where = f"{self.chips} chips of the rasters" if self.real else f"{self.chips} chips of noise"
+        where = f"{self.chips} other chips of the rasters" if self.real else f"{self.chips} chips of noise"
         return (
             f"In eight bits {self.agreement:.2%} of the pixels keep their class, and probabilities differ by "
-            f"{self.mean_difference:.2g} on average (measured on {where}, which took no part in the calibration)."
+            f"{self.mean_difference:.2g} on average (measured on {where})."
         )
 
 
@@ -75,24 +76,31 @@ def calibrated(model: onnx.ModelProto, network: str, chips: np.ndarray) -> onnx.
         if node.op_type in _OUTPUT_AXIS and node.input[1] in constants
     ]
     if not nodes:
-        return model
+        same = onnx.ModelProto()
+        same.CopyFrom(model)
+        return same
     with tempfile.TemporaryDirectory(prefix="geopeft") as folder:
         source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         # As a file, since a model in memory is changed.
         onnx.save_model(model, str(source))
-        quantize_static(
-            str(source),
-            str(target),
-            _Chips(model.graph.input[0].name, chips),
-            quant_format=QuantFormat.QDQ,
-            nodes_to_quantize=nodes,
-            per_channel=True,
-            # Processors without 8-bit dot products add pairs in 16 bits, where full 8-bit weights overflow.
-            reduce_range=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax,
-        )
+        # It asks for preparations that an exported graph has had.
+        logging.disable(logging.WARNING)
+        try:
+            quantize_static(
+                str(source),
+                str(target),
+                _Chips(model.graph.input[0].name, chips),
+                quant_format=QuantFormat.QDQ,
+                nodes_to_quantize=nodes,
+                per_channel=True,
+                # Processors without 8-bit dot products add pairs in 16 bits, where full 8-bit weights overflow.
+                reduce_range=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                calibrate_method=CalibrationMethod.MinMax,
+            )
+        finally:
+            logging.disable(logging.NOTSET)
         return onnx.load(str(target))
 
 

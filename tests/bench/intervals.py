@@ -263,9 +263,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 drawn[placement, seed] = draw(placement, seed, Path(folder))
             with stem.with_suffix(".jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(drawn[placement, seed])) + "\n")
-        done = (seed + 1) * len(options.placements)
         if (seed + 1) % 20 == 0:
-            print(f"{done} draws, {time.monotonic() - begun:.0f} s", flush=True)
+            print(f"{len(drawn)} draws, {time.monotonic() - begun:.0f} s", flush=True)
     draws = [drawn[key] for key in sorted(drawn)]
     text = report.write(draws, stem)
     print(text)

@@ -121,9 +121,11 @@ def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def gather(rows: Sequence[dict[str, Any]]) -> Curves:
-    """(set, way) -> labels placed -> mIoU of each simulation, in order."""
+    """(set, way) -> labels placed -> mIoU of each simulation that has both ways, in order."""
     curves: Curves = {}
-    for row in sorted(rows, key=lambda row: (int(row["simulation"]), int(row["placed"]))):
+    there = [{(row["set"], row["simulation"]) for row in rows if row["way"] == way} for way in WAYS]
+    both = [row for row in rows if all((row["set"], row["simulation"]) in own for own in there)]
+    for row in sorted(both, key=lambda row: (int(row["simulation"]), int(row["placed"]))):
         curves.setdefault((row["set"], row["way"]), {}).setdefault(int(row["placed"]), []).append(float(row["miou"]))
     return curves
 

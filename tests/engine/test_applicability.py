@@ -166,6 +166,47 @@ def test_another_gain_as_of_another_sensor_is_warned_of(model: Path, make_raster
     assert any("label some of it and train again" in text for text in reporter.warnings)
 
 
+def real(path: Path, indexes: tuple[int, ...]) -> np.ndarray:
+    """(C, h, w) float32 bands of a raster."""
+    with rasterio.open(path) as source:
+        values: np.ndarray = source.read(indexes).astype(np.float32)
+    return values
+
+
+def test_the_scene_of_the_labels_is_inside_its_neighbour_nearly_and_another_sensor_outside(shared: Path) -> None:
+    """Landsat 7 of North Carolina in leaf, the ground next to it, and Landsat 5 of the Amazon; 8-bit values in all."""
+    folder, roles = shared / "data" / "nc_landsat7", ("blue", "green", "red", "nir", "swir16")
+    train, beside = (real(folder / name / "lsat7_2000.tif", (1, 2, 3, 4, 5)) for name in ("train_west", "unseen_mid"))
+    amazon = real(shared / "data" / "rstoolbox_lsat5_amazon" / "train_west" / "lsat5.tif", (1, 2, 3, 4, 5))
+    with rasterio.open(folder / "train_west" / "labelled_pixels.tif") as source:
+        truth = source.read(1)
+    valid = (train > -1).all(0)
+    bands = tuple(
+        InputBand(name=role, common=role, mean=float(band[valid].mean()), std=float(band[valid].std()))
+        for role, band in zip(roles, train, strict=True)
+    )
+    spec = describe_texture(bands, 28.5)
+    features = Texture(spec, bands, torch.eye(spec.components, len(bands)))
+
+    def seen_of(values: np.ndarray) -> np.ndarray:
+        there = (values > -1).all(0)
+        filled = np.where(there, values, np.array([band.mean for band in bands], np.float32)[:, None, None])
+        found: np.ndarray = features(torch.from_numpy(filled)[None])[0].numpy()
+        return found[:, there].T[::7]
+
+    whole = features(torch.from_numpy(np.where(valid, train, 0))[None])[0].numpy()
+    rows, cols = np.nonzero(valid & (truth > 0))
+    classes = truth[rows, cols].astype(np.int64) - 1
+    places = np.unique(np.stack([classes, rows // 16, cols // 16], 1), axis=0, return_inverse=True)[1].ravel()
+    count = len(rows)
+    labelled = Pixels(whole[:, rows, cols].T, np.zeros((count, 0), np.float32), classes, np.ones(count), places)
+    _, first = np.unique(places, return_index=True)
+    applicability = fit_applicability(labelled, rows[first] // 64 * 1000 + cols[first] // 64, 0)
+    assert applicability is not None
+    own, near, far = ((applicability.dissimilarity(seen_of(v)) > 1).mean() for v in (train, beside, amazon))
+    assert own < 0.1 and near < predict.MUCH_OUTSIDE and far > 0.9, (own, near, far)
+
+
 def test_entropy_and_unknown_follow_the_probabilities(model: Path, make_raster: MakeRaster, tmp_path: Path) -> None:
     raster = make_raster(scene(6, sand=True), names=NAMES)
     sure = run(model, raster, tmp_path / "sure.tif", confidence=True, entropy=True, polygons=True)

@@ -249,6 +249,7 @@ def test_links_that_lie_in_wait_are_not_followed(tmp_path: Path) -> None:
         (OSError(errno.ENOMEM, "no"), True),
         (RuntimeError("std::bad_alloc"), True),
         (RuntimeError("could not create a primitive"), True),
+        (SystemError("error return without exception set"), True),
         (ImportError("_flapack.so: failed to map segment from shared object"), True),
         (OSError(errno.ENOSPC, "no"), False),
         (ValueError("no band"), False),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from geopeft.objective import balanced_cross_entropy, fit_blend, fit_sharpness
+from geopeft.objective import balanced_cross_entropy, fit_blend, fit_sharpness, place_weights
 
 
 def test_unlabelled_pixels_do_not_teach() -> None:
@@ -83,7 +83,18 @@ def test_a_few_places_cannot_make_a_map_certain() -> None:
     assert fit_sharpness(np.zeros((0, 2)), nothing, nothing) == 1
 
 
-def test_a_place_of_many_pixels_says_no_more_of_the_sharpness_than_a_small_one() -> None:
-    said, truth, places = map_of(60, 1.0)
-    large = np.repeat(np.arange(len(truth)), np.where(places == 0, 50, 1))
-    assert fit_sharpness(said[large], truth[large], places[large]) == fit_sharpness(said, truth, places)
+@pytest.mark.parametrize(("power", "ratio"), [(0.0, 1.0), (0.5, 10.0), (1.0, 100.0)])
+def test_a_place_counts_by_a_power_of_its_pixels(power: float, ratio: float) -> None:
+    truth, places = np.zeros(102, np.int64), np.repeat([0, 1, 2], [100, 1, 1])
+    weights = place_weights(truth, places, power)
+    assert weights.sum() == pytest.approx(1)
+    assert weights[:100].sum() / weights[100] == pytest.approx(ratio)
+
+
+def test_small_mixed_places_do_not_make_a_map_modest_that_is_right_elsewhere() -> None:
+    """Twelve places of one pixel, half of them wrong, beside two of 400 pixels that are all right."""
+    truth = np.zeros(812, np.int64)
+    places = np.concatenate([np.arange(12), np.repeat([12, 13], 400)])
+    said = np.full((812, 2), [0.7, 0.3])
+    said[:6] = said[:6, ::-1]
+    assert fit_sharpness(said, truth, places) > 1

@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 import rasterio
 import torch
-from conftest import MakeRaster
+from conftest import MakeRaster  # type: ignore[import-not-found]
 from geopeft import export, inspecting, onnx_graph, package, predict, quantise
 from geopeft.errors import GeopeftError
 from geopeft.events import Reporter

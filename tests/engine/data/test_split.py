@@ -50,7 +50,7 @@ def test_places_close_together_are_one_block_wherever_the_grid_lies() -> None:
 
 
 def test_places_all_over_the_ground_keep_the_squares_that_they_lie_in() -> None:
-    dense = np.stack(np.mgrid[0:512:8, 0:512:8], -1).reshape(-1, 2) + 4.0
+    dense = np.argwhere(np.ones((64, 64), bool)) * 8 + 4.0
     assert (squares_of(dense, 64) == dense // 64).all(), "a group wider than a square is no spot"
     apart = np.array([[0.0, 0.0], [10.0, 200.0], [300.0, 70.0]])
     assert squares_of(apart, 64).tolist() == [[0, 0], [0, 3], [4, 1]]
