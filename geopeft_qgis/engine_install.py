@@ -159,7 +159,7 @@ def ensure(
     work = _Installation((source or engine_source()).resolve(), steps, choices)
     found = None if repair else work.ready()
     if found:
-        work.clear_rests()
+        work.clear_rests(found.parents[1].name)
         return found
     with disk_errors(choices.home), alone(steps, choices.home):
         # Another process may have finished it while this one waited.
@@ -264,12 +264,13 @@ class _Installation:
                 self.is_damaged = True
         return None
 
-    def clear_rests(self) -> None:
-        """Takes away what killed installations left, unless one is at work."""
-        if any("." in environment.name for environment in environments(self.home)):
+    def clear_rests(self, keep: str) -> None:
+        """Takes away what killed installations left beside the environment `keep`, unless one is at work."""
+        others = [entry for entry in environments(self.home) if entry.name != keep]
+        if any(read_stamp(entry).get("source") in (None, str(self.source)) for entry in others):
             with contextlib.suppress(OSError), (self.home / "install.lock").open("a+b") as file:
                 if take_lock(file.fileno()):
-                    self._sweep()
+                    self._sweep(keep)
 
     def build(self, repair: bool) -> Path:
         root = self.home / "engine"

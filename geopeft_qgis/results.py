@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from qgis.core import (
+    Qgis,
     QgsCategorizedSymbolRenderer,
     QgsColorRampShader,
     QgsFillSymbol,
@@ -183,9 +184,20 @@ def style_places(layer: QgsVectorLayer) -> QgsVectorLayer:
     labels.fieldName = "rank"
     labels.setFormat(looks)
     labels.placement = QgsPalLayerSettings.Placement.OutsidePolygons
+    _show_all(labels)
     layer.setLabeling(QgsVectorLayerSimpleLabeling(labels))
     layer.setLabelsEnabled(True)
     return layer
+
+
+def _show_all(labels: QgsPalLayerSettings) -> None:
+    """Labels are drawn even where they lie on each other."""
+    if hasattr(labels, "setPlacementSettings"):  # QGIS 3.26
+        placement = labels.placementSettings()
+        placement.setOverlapHandling(Qgis.LabelOverlapHandling.AllowOverlapIfRequired)
+        labels.setPlacementSettings(placement)
+    else:
+        labels.displayAll = True
 
 
 def _category(style: Mapping[str, Any]) -> QgsRendererCategory:
