@@ -17,10 +17,10 @@ PLUGIN = ROOT / "geopeft_qgis"
 
 # A module of the engine imports only from its own part and from parts to its left.
 ORDER = (
-    "errors events watched job holding writing checkpoint data models accuracy stratified objective tensors package stac classical "
-    "applicability mapper runtime onnx_graph onnx_keys onnx_model inspecting training pretext pretraining pretrain forest baselines blending texture_tiles labelled_pixels "
-    "scenes starting prepare holdout judging report fit evaluate vectorize class_raster preview sights suspects squares suggest "
-    "sample_design sample_answers sample area predict class_maps disagreement independence compare quantise export quicklook devices probe schema __main__"
+    "errors events watched job holding writing checkpoint data models accuracy objective tensors package stac "
+    "classical applicability mapper runtime training pretext pretraining pretrain forest baselines blending "
+    "texture_tiles labelled_pixels scenes starting prepare holdout judging report fit evaluate vectorize class_raster "
+    "preview advice sampling onnx inspecting predict comparison quicklook devices probe schema __main__"
 ).split()
 # What the direction alone would allow.
 KNOWS_NOTHING_OF = {
@@ -29,7 +29,7 @@ KNOWS_NOTHING_OF = {
     "evaluate": {"training", "forest", "fit"},
     "predict": {"objective", "training", "forest", "fit", "preview"},
     "preview": {"objective", "training", "blending", "fit", "evaluate", "vectorize"},
-    "export": {"objective", "training", "forest", "fit"},
+    "onnx": {"objective", "training", "forest", "fit"},
     "__main__": set(ORDER) - {"errors", "events", "job", "holding", "__main__"},
 }
 TOP_LEVEL = {"README.md", "metadata.txt", "geopeft_qgis", "engine", "resources", "tests", "build.py", "LICENSE"}

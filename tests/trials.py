@@ -25,7 +25,7 @@ import rasterio
 import shapely
 import torch
 import torchvision  # noqa: F401
-from geopeft import __main__, checkpoint, export, fit, forest, holdout, package, predict, training  # noqa: F401
+from geopeft import __main__, checkpoint, fit, forest, holdout, package, predict, training  # noqa: F401
 from geopeft.events import TERMINAL
 
 SIDE, FIELD_PX = 160, 40

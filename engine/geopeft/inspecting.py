@@ -18,7 +18,7 @@ def run(job: InspectJob, reporter: Reporter) -> dict[str, Any]:
     path = Path(job.model)
     if path.suffix.lower() == ".onnx":
         # A package is told of without any of the libraries that this needs.
-        from geopeft.onnx_model import OnnxModel
+        from geopeft.onnx.model import OnnxModel
 
         model = OnnxModel.open(path, "cpu", Reporter())
         manifest, side_px = model.manifest, model.window_px

@@ -85,8 +85,8 @@ def fit_sharpness(
 
     The temperature scaling of Guo et al. (2017) of the logarithms of a blend, whose mean of two forecasts is less sure
     than either (Ranjan and Gneiting 2010). The most likely one; before any label has spoken, a factor of two either way
-    lies one standard deviation off. Every class counts the same and within it a place by the root of its pixels: what is
-    to be right is the confidence of pixels, and small shapes hold more mixed ones than the ground does.
+    lies one standard deviation off. Every class counts the same and within it a place by the root of its pixels: what
+    is to be right is the confidence of pixels, and small shapes hold more mixed ones than the ground does.
 
     Args:
         probabilities: (n, K) of the blend.

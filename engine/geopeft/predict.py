@@ -35,7 +35,7 @@ from geopeft.events import Level, Reporter
 from geopeft.holding import hold, part_of
 from geopeft.job import PredictJob
 from geopeft.mapper import Mapper
-from geopeft.onnx_model import open_mapper
+from geopeft.onnx.model import open_mapper
 from geopeft.runtime import Strip, map_raster, peak_memory_mb, window_starts
 from geopeft.vectorize import vectorize
 from geopeft.writing import check_target, write_bytes

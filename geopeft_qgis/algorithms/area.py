@@ -65,8 +65,8 @@ class AreaAlgorithm(EngineAlgorithm):
             QgsProcessingParameterFileDestination("TABLE", self.tr("Table of the classes"), self.tr("CSV (*.csv)"))
         )
         self.add_figures()
-        for name, text in NUMBER_TITLES.items():
-            self.addOutput(QgsProcessingOutputNumber(name, self.tr(text)))
+        for name in NUMBERS:
+            self.addOutput(QgsProcessingOutputNumber(name, self.tr(NUMBER_TITLES[name])))
         self.addOutput(QgsProcessingOutputString("SENTENCES", self.tr("What was found, in sentences")))
 
     def inputs(self, parameters: dict[str, Any], context: QgsProcessingContext, folder: Path) -> dict[str, Any]:

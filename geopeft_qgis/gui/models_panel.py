@@ -49,7 +49,8 @@ NOTICE_S = 10
 class ModelsPanel(QWidget):
     """Lists model packages and shows what each says of itself.
 
-    Signals: `apply_requested` and `report_wanted` with the path of a model; `selected` with that of the current one, empty for none.
+    Signals: `apply_requested` and `report_wanted` with the path of a model; `selected` with that of the current one,
+    empty for none.
 
     Args:
         iface: QGIS's window, for its message bar; None in tests.

@@ -57,11 +57,11 @@ def open_scene(
     Args:
         split: the western half of the training region is labelled, and the eastern one scored, a tile apart.
     """
-    from geopeft import sights as sights_module
+    from geopeft.advice import sights as sights_module
+    from geopeft.advice.squares import square_px
     from geopeft.data.labels import read_area, read_labels
     from geopeft.events import Reporter
     from geopeft.job import SuggestJob
-    from geopeft.squares import square_px
     from geopeft.texture_tiles import TextureTiles
 
     quiet = Reporter()
@@ -114,7 +114,7 @@ def _middle(extent: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
 def _known_squares(
     ground: Any, truth: Any, areas: Any, side: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.object_]]:
-    from geopeft.squares import LEAST_SEEN
+    from geopeft.advice.squares import LEAST_SEEN
     from rasterio.windows import Window
 
     corners, classes, shapes = [], [], []
@@ -150,7 +150,7 @@ def _pixels(
     sights: Sequence[Any], truth: Any, names: Sequence[str], tiles: Any, eastern: bool
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Features and classes of a sample of the pixels whose class is known, and is one of `names`."""
-    from geopeft.sights import tile_window
+    from geopeft.advice.sights import tile_window
     from geopeft.texture_tiles import TILE_PX
 
     table = np.full(256, IGNORE)
@@ -179,9 +179,9 @@ def simulate(
 
     Both ways of placing begin with the same squares of a seed.
     """
-    from geopeft import suggest
+    from geopeft.advice import suggest
+    from geopeft.advice.squares import look_at, spread_tiles
     from geopeft.events import Reporter
-    from geopeft.squares import look_at, spread_tiles
 
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(scene.classes))

@@ -21,12 +21,12 @@ import pyogrio
 import rasterio
 import shapely
 from affine import Affine
-from geopeft import area, sample
 from geopeft.data.pixel_area import PixelAreas
 from geopeft.data.raster import describe
 from geopeft.events import Reporter
 from geopeft.job import AreaJob, SampleJob
-from geopeft.stratified import Estimate, allocate, estimate, points_needed
+from geopeft.sampling import area, sample
+from geopeft.sampling.stratified import Estimate, allocate, estimate, points_needed
 from numpy.typing import NDArray
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -79,8 +79,8 @@ def _measured(
 
 def measure(training: _sets.Region, background: str, draws: Sequence[int], scratch: Path) -> Iterator[dict[str, Any]]:
     """A row for each draw."""
-    from geopeft import sights as sights_module
-    from geopeft import suspects
+    from geopeft.advice import sights as sights_module
+    from geopeft.advice import suspects
     from geopeft.data.labels import read_labels
     from geopeft.events import Reporter
     from geopeft.job import SuspectsJob

@@ -9,10 +9,10 @@ import torch
 from geopeft import package
 from geopeft.accuracy import calibration
 from geopeft.blending import Forecast, fit_parts, measure
-from geopeft.export import _Network
 from geopeft.models import build
 from geopeft.models.spec import InputBand, ModelSpec
 from geopeft.objective import place_weights
+from geopeft.onnx.export import _Network
 from geopeft.runtime import Runtime
 
 NAMES = ("a", "b")

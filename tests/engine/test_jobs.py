@@ -15,11 +15,12 @@ import pytest
 import rasterio
 import shapely
 import torch
-from geopeft import evaluate, export, fit, holdout, judging, package, predict
+from geopeft import evaluate, fit, holdout, judging, package, predict
 from geopeft.errors import Canceled, GeopeftError
 from geopeft.events import Reporter
 from geopeft.forest import Pixels, fit_classical
 from geopeft.job import parse
+from geopeft.onnx import export
 from geopeft.runtime import Runtime, fill_values
 from rasterio.windows import Window
 

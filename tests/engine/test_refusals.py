@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from geopeft import evaluate, export
+from geopeft import evaluate
 from geopeft.errors import GeopeftError
 from geopeft.events import Reporter
 from geopeft.job import parse
+from geopeft.onnx import export
 from geopeft.writing import check_target
 from shapely import box
 from test_predict import NAMES, VALUES, model, run  # noqa: F401

@@ -183,7 +183,9 @@ class Panic(BaseException):
     """What a library written in Rust raises when it gives up: no Exception."""
 
 
-@pytest.mark.parametrize(("error", "code"), [(Panic("index out of range"), "INTERNAL"), (MemoryError(), "OUT_OF_MEMORY")])
+@pytest.mark.parametrize(
+    ("error", "code"), [(Panic("index out of range"), "INTERNAL"), (MemoryError(), "OUT_OF_MEMORY")]
+)
 def test_whatever_a_library_raises_ends_the_job_with_one_event(
     monkeypatch: pytest.MonkeyPatch, error: BaseException, code: str
 ) -> None:

@@ -11,13 +11,13 @@ import shapely
 from rasterio.windows import Window
 from shapely.geometry.base import BaseGeometry
 
+from geopeft.advice.sights import Sight, tile_window
 from geopeft.classical import Classical
 from geopeft.data.labels import Labels
 from geopeft.data.pixel_shapes import PixelShapes
 from geopeft.data.raster import RasterInfo, apply_affine
 from geopeft.events import Reporter
 from geopeft.models.texture import FINE_GSD_M
-from geopeft.sights import Sight, tile_window
 from geopeft.texture_tiles import TILE_PX, TextureTiles, Tile
 
 # Sides that divide a tile. In fine imagery a thing is many pixels wide, and so is the neighbourhood that tells it.

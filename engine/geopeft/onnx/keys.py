@@ -15,7 +15,7 @@ from typing import Any
 
 from geopeft.data.label_classes import MAX_CLASSES, choose_color
 from geopeft.models.spec import InputBand, ModelSpec
-from geopeft.onnx_graph import broken
+from geopeft.onnx.graph import broken
 from geopeft.package import BaseWeights, ClassInfo, Manifest, manifest_text, parse_manifest
 
 DISPLAY_MAX = 255.0

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from pyproj import Transformer
 
-from geopeft.class_maps import MapReader, UnitedClass, strips
 from geopeft.class_raster import NODATA, class_raster
+from geopeft.comparison.class_maps import MapReader, UnitedClass, strips
 from geopeft.data.label_classes import IGNORE, choose_color
 from geopeft.data.raster import RasterInfo, apply_affine
 from geopeft.errors import RasterError

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from geopeft.stratified import allocate, estimate, points_needed
+from geopeft.sampling.stratified import allocate, estimate, points_needed
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
 
 import area as bench  # type: ignore[import-not-found]
 

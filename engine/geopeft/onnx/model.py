@@ -18,8 +18,8 @@ from geopeft.data.raster import RasterInfo, band_statistics
 from geopeft.errors import BandError, DeviceError, PackageError, RasterError
 from geopeft.events import Reporter
 from geopeft.mapper import Mapper
-from geopeft.onnx_graph import broken, check_sizes, read_graph
-from geopeft.onnx_keys import Keys, foreign_manifest, name_problem, read_keys
+from geopeft.onnx.graph import broken, check_sizes, read_graph
+from geopeft.onnx.keys import Keys, foreign_manifest, name_problem, read_keys
 from geopeft.package import Manifest
 from geopeft.runtime import Runtime, fill_invalid, fill_values
 

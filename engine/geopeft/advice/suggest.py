@@ -11,13 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from geopeft.classical import Classical
-from geopeft.data.labels import read_area
-from geopeft.errors import LabelError
-from geopeft.events import Reporter
-from geopeft.forest import fit_classical
-from geopeft.job import SuggestJob
-from geopeft.sights import (
+from geopeft.advice.sights import (
     Ground,
     ShapePixels,
     Sight,
@@ -27,7 +21,13 @@ from geopeft.sights import (
     open_sights,
     write_places,
 )
-from geopeft.squares import Squares, look_at, outline, spread_tiles, square_px
+from geopeft.advice.squares import Squares, look_at, outline, spread_tiles, square_px
+from geopeft.classical import Classical
+from geopeft.data.labels import read_area
+from geopeft.errors import LabelError
+from geopeft.events import Reporter
+from geopeft.forest import fit_classical
+from geopeft.job import SuggestJob
 from geopeft.texture_tiles import TextureTiles
 from geopeft.watched import watched
 from geopeft.writing import check_target, write_bytes

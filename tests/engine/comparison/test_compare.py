@@ -10,7 +10,8 @@ import pytest
 import rasterio
 import shapely
 from affine import Affine
-from geopeft import compare, package, predict
+from geopeft import package, predict
+from geopeft.comparison import compare
 from geopeft.data.chips import Site
 from geopeft.data.memory import Memory
 from geopeft.data.raster import describe

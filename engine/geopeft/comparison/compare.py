@@ -16,7 +16,7 @@ from rasterio.windows import Window
 
 from geopeft import __version__
 from geopeft.accuracy import FEWEST_BLOCKS, class_differences, confusion, differences, figures
-from geopeft.class_maps import (
+from geopeft.comparison.class_maps import (
     ClassMap,
     MapReader,
     UnitedClass,
@@ -27,14 +27,14 @@ from geopeft.class_maps import (
     strips,
     unite,
 )
+from geopeft.comparison.disagreement import count_pairs, no_overlap, write_disagreement
+from geopeft.comparison.independence import known_places, places_of, sentence
 from geopeft.data.labels import IGNORE, Labels, read_labels
 from geopeft.data.raster import RasterInfo, describe, still_same
 from geopeft.data.raster_labels import covered
-from geopeft.disagreement import count_pairs, no_overlap, write_disagreement
 from geopeft.errors import JobError, LabelError
 from geopeft.evaluate import BlockKeys, label_block_px
 from geopeft.events import Reporter
-from geopeft.independence import known_places, places_of, sentence
 from geopeft.job import CompareJob
 from geopeft.runtime import peak_memory_mb
 from geopeft.writing import check_target, write_bytes

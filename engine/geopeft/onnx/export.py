@@ -21,8 +21,8 @@ from geopeft.data.raster import describe, open_raster
 from geopeft.errors import OutputError, RasterError
 from geopeft.events import Reporter
 from geopeft.job import ExportJob
-from geopeft.onnx_keys import deepness_sentence, why_not_deepness, write_keys
-from geopeft.quantise import Loss, calibrated, measure, weights_only
+from geopeft.onnx.keys import deepness_sentence, why_not_deepness, write_keys
+from geopeft.onnx.quantise import Loss, calibrated, measure, weights_only
 from geopeft.runtime import Runtime, fill_invalid, fill_values
 from geopeft.writing import check_target, whole_file, write_bytes
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from pyproj import Transformer
 
-from geopeft.class_maps import MODEL, ClassMap, strips
+from geopeft.comparison.class_maps import MODEL, ClassMap, strips
 from geopeft.data.chips import SQUARE_PX, Site
 from geopeft.data.labels import IGNORE, Labels
 from geopeft.data.raster import RasterInfo, apply_affine

@@ -16,7 +16,7 @@ from pyproj.exceptions import CRSError, ProjError
 
 from geopeft.data.raster import apply_affine
 from geopeft.errors import LabelError
-from geopeft.sample_design import LAYER, Design
+from geopeft.sampling.design import LAYER, Design
 
 # A point that lies further from where it was drawn, in pixels, has left its pixel.
 _WITHIN_PX = 0.5 + 1e-3

@@ -11,7 +11,7 @@ import pytest
 import rasterio
 import shapely
 from affine import Affine
-from geopeft import squares, suggest
+from geopeft.advice import squares, suggest
 from geopeft.errors import JobError, LabelError
 from geopeft.events import Reporter
 from geopeft.job import parse

@@ -15,7 +15,7 @@ import pytest
 import rasterio
 import torch
 from conftest import MakeRaster  # type: ignore[import-not-found]
-from geopeft import export, inspecting, onnx_graph, package, predict, quantise
+from geopeft import inspecting, package, predict
 from geopeft.errors import GeopeftError
 from geopeft.events import Reporter
 from geopeft.forest import Pixels, fit_classical
@@ -23,8 +23,10 @@ from geopeft.job import parse
 from geopeft.models import build
 from geopeft.models.spec import InputBand, ModelSpec
 from geopeft.models.texture import Texture, describe_texture
-from geopeft.onnx_keys import deepness_sentence, write_keys
-from geopeft.onnx_model import OnnxModel, choose_providers
+from geopeft.onnx import export, quantise
+from geopeft.onnx import graph as onnx_graph
+from geopeft.onnx.keys import deepness_sentence, write_keys
+from geopeft.onnx.model import OnnxModel, choose_providers
 from geopeft.runtime import Runtime
 from onnx import TensorProto, helper, numpy_helper
 

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pyogrio
 import pytest
-from geopeft import suspects
+from geopeft.advice import suspects
+from geopeft.advice.sights import ShapePixels
 from geopeft.errors import LabelError
 from geopeft.events import Reporter
 from geopeft.forest import Pixels
 from geopeft.job import parse
-from geopeft.sights import ShapePixels
 
-SAMPLE = Path(__file__).parents[2] / "resources" / "sample"
+SAMPLE = Path(__file__).parents[3] / "resources" / "sample"
 
 
 def labels_of_the_sample() -> tuple[dict, np.ndarray, np.ndarray, np.ndarray]:

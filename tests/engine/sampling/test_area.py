@@ -13,13 +13,13 @@ import pyogrio
 import pytest
 import shapely
 from affine import Affine
-from geopeft import area, sample
 from geopeft.data.pixel_area import PixelAreas
 from geopeft.data.raster import describe
 from geopeft.errors import GeopeftError
 from geopeft.events import Reporter
 from geopeft.job import AreaJob, SampleJob
-from geopeft.sample_design import read_design
+from geopeft.sampling import area, sample
+from geopeft.sampling.design import read_design
 
 CLASSES = {"CLASSES": json.dumps({"1": "Forest", "2": "water", "3": "built up"})}
 SIDE = 300
@@ -323,7 +323,7 @@ def test_an_unlabelled_sample_and_a_wrong_field_are_refused(drawn: Path) -> None
 
 def test_intervals_hold_the_truth_through_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a map in degrees, whose pixels differ in area twofold: the short form of `build.py bench area`."""
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "bench"))
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "bench"))
     row = importlib.import_module("area").through_files(8, tmp_path)
     counts = row.counts.values()
     assert sum(count.ours for count in counts) / sum(count.given for count in counts) >= 0.85

@@ -12,11 +12,19 @@ from typing import Any
 import numpy as np
 from scipy.special import softmax
 
+from geopeft.advice.sights import (
+    Ground,
+    ShapePixels,
+    describe_ground,
+    gather_shapes,
+    in_first_crs,
+    open_sights,
+    write_places,
+)
 from geopeft.errors import LabelError
 from geopeft.events import Reporter
 from geopeft.forest import Pixels, cross_fit
 from geopeft.job import SuspectsJob
-from geopeft.sights import Ground, ShapePixels, describe_ground, gather_shapes, in_first_crs, open_sights, write_places
 from geopeft.texture_tiles import TextureTiles
 from geopeft.watched import watched
 from geopeft.writing import check_target, write_bytes

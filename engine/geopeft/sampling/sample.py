@@ -25,8 +25,8 @@ from geopeft.data.raster_labels import raster_classes, unlabelled_values
 from geopeft.errors import JobError, LabelError, RasterError
 from geopeft.events import Reporter
 from geopeft.job import SampleJob
-from geopeft.sample_design import Design, Stratum, check_outputs, refuse_labelled, write_sample
-from geopeft.stratified import allocate, points_needed
+from geopeft.sampling.design import Design, Stratum, check_outputs, refuse_labelled, write_sample
+from geopeft.sampling.stratified import allocate, points_needed
 from geopeft.writing import write_bytes
 
 WINDOW_PX = 1024

@@ -19,10 +19,10 @@ import numpy as np
 from geopeft.errors import LabelError
 from geopeft.events import Reporter
 from geopeft.job import AreaJob
-from geopeft.sample import is_unknown
-from geopeft.sample_answers import LISTED, Answers, listed, points_text, read_answers
-from geopeft.sample_design import Design, check_outputs, read_design
-from geopeft.stratified import Estimate, Estimates, estimate
+from geopeft.sampling.answers import LISTED, Answers, listed, points_text, read_answers
+from geopeft.sampling.design import Design, check_outputs, read_design
+from geopeft.sampling.sample import is_unknown
+from geopeft.sampling.stratified import Estimate, Estimates, estimate
 from geopeft.writing import write_bytes
 
 # From here on a word is rather a misspelt class than one that the map does not have.

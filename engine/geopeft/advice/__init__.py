@@ -1,0 +1,1 @@
+"""Which labels to draw next, and which to look at again."""

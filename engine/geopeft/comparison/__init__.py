@@ -1,0 +1,1 @@
+"""Two maps or models on the same labels and the same ground."""

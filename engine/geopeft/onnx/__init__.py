@@ -1,0 +1,1 @@
+"""Models as ONNX files, ours and those of others."""

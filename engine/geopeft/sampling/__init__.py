@@ -1,0 +1,1 @@
+"""Areas and accuracy from a probability sample of points."""
