@@ -1,0 +1,14 @@
+"""qgis.processing: the dialog of an algorithm, as the Processing plugin gives it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from PyQt6.QtWidgets import QDialog
+
+
+def createAlgorithmDialog(algorithm: str, parameters: dict[str, Any]) -> QDialog:  # noqa: N802, QGIS's name
+    """A dialog that holds nothing."""
+    dialog = QDialog()
+    dialog.setWindowTitle(algorithm)
+    return dialog
