@@ -34,6 +34,8 @@ from .source_row import SourceRow
 from .train_options import TrainOptions, is_interrupted
 
 AFTER_TASK_MS = 300
+# An interval of the mIoU that says little.
+WIDE = 0.3
 
 
 class TrainPanel(QScrollArea):
@@ -346,8 +348,10 @@ def accuracy_text(fit_results: dict[str, Any]) -> str:
     value, low, high = (fit_results.get(name) for name in ("MIOU", "MIOU_LOW", "MIOU_HIGH"))
     if value is None:
         return tr("The model is trained. There were too few labels to hold some out and measure its accuracy.")
-    interval = f" ({low:.2f}–{high:.2f})" if low is not None and high is not None else ""
-    return tr("mIoU {value} on held-out labels").format(value=f"{value:.2f}{interval}")
+    if low is None or high is None:
+        return tr("mIoU {value} on held-out labels").format(value=f"{value:.2f}")
+    text = tr("mIoU {value} on held-out labels").format(value=f"{value:.2f} ({low:.2f}–{high:.2f})")
+    return f"{text}. {tr('Labels in more places make the interval narrower.')}" if high - low > WIDE else text
 
 
 def _button(text: str, name: str, bold: bool = False) -> QPushButton:

@@ -190,3 +190,20 @@ def test_the_loss_axis_ends_at_a_round_number(value, expected):
     from geopeft_qgis.gui.curve import nice_ceiling
 
     assert nice_ceiling(value) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("results", "text"),
+    [
+        ({"MIOU": 0.741, "MIOU_LOW": 0.66, "MIOU_HIGH": 0.8}, "mIoU 0.74 (0.66–0.80) on held-out labels"),
+        (
+            {"MIOU": 0.741, "MIOU_LOW": 0.4, "MIOU_HIGH": 0.9},
+            "mIoU 0.74 (0.40–0.90) on held-out labels. Labels in more places make the interval narrower.",
+        ),
+        ({"MIOU": 0.741, "MIOU_LOW": None, "MIOU_HIGH": None}, "mIoU 0.74 on held-out labels"),
+    ],
+)
+def test_an_accuracy_that_says_little_comes_with_advice(qgis_app, results, text):
+    from geopeft_qgis.gui.train_panel import accuracy_text
+
+    assert accuracy_text(results) == text
