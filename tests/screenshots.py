@@ -64,8 +64,13 @@ def steps():
     check.suggest_button.click()
     yield from wait_for(lambda: not check.is_busy, 120)
     check.places_list.itemClicked.emit(check.places_list.item(0))
+    maps = QgsProject.instance().layerTreeRoot().findGroups()
+    for group in maps:
+        group.setItemVisibilityChecked(False)
     yield 3
     shot("check")
+    for group in maps:
+        group.setItemVisibilityChecked(True)
     panel.tabs.setCurrentWidget(panel.apply)
     yield 2
     panel.apply.open_model(model)

@@ -273,6 +273,8 @@ class CheckPanel(QScrollArea):
         places.setName(title)
         # It is no layer to draw labels into.
         places.setCustomProperty(MODEL_PROPERTY, self._algorithm)
+        # Nobody is asked to save it when QGIS is closed.
+        places.setCustomProperty("skipMemoryLayersCheck", 1)
         style_places(places)
         self._forget_places()
         QgsProject.instance().addMapLayer(places)

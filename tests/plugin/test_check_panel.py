@@ -130,6 +130,7 @@ def test_places_come_as_a_list_and_as_a_layer_that_leaves_no_file(panel, project
     assert [panel.places_list.item(row).text()[0] for row in range(panel.places_list.count())] == ["1", "2", "3"]
     assert "hesitates" in panel.places_list.item(0).text()
     assert layer.dataProvider().name() == "memory" and layer.labelsEnabled()
+    assert layer.customProperty("skipMemoryLayersCheck"), "QGIS would ask about it when it is closed"
     assert project.mapLayer(layer.id()) is layer
     assert panel._form.labels.layer() is not layer
 
