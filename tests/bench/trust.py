@@ -5,7 +5,7 @@ outside of what it has seen.
 
 Each case is a short fit on one scene. Its confidence is scored on labels of a region that it never saw, with the
 sharpness that the fit has chosen and with none. Then it maps its own scene, ground next to it, other regions and what
-other sensors or seasons saw; nothing is told of what these are. Writes OUT/trust.md after each case.
+other sensors or seasons saw; nothing is told of what these are. Writes OUT/trust.md and OUT/trust.png after each case.
 """
 
 from __future__ import annotations
@@ -19,10 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import _curves  # type: ignore[import-not-found]
 import _sets  # type: ignore[import-not-found]
 from geopeft import package
 
 SAMPLE = Path(__file__).resolve().parents[2] / "resources" / "sample"
+LINES = {
+    "right": ("as sure as it is right", (190, 195, 200)),
+    "plain": ("without sharpness", (230, 159, 0)),
+    "sharpened": ("with sharpness", (0, 114, 178)),
+}
 TITLE = """# Where not to trust a map
 
 `python3 build.py bench trust`: short fits (30 steps), each on one scene.
@@ -104,7 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         outside += mapped
         text = report(confidence, outside)
         (options.out / "trust.md").write_text(text, encoding="utf-8")
-        print(scored, *mapped, sep="\n", flush=True)
+        plot(confidence, options.out / "trust.png")
+        print({key: value for key, value in scored.items() if not key.endswith("_bins")}, *mapped, sep="\n", flush=True)
     return 0
 
 
@@ -125,7 +132,8 @@ def measure(case: Case, shared: Path, steps: int, scratch: Path) -> tuple[dict[s
     for key, tested in (("unseen", model), ("unseen_plain", plain(model))) if raster else ():
         _sets.engine("evaluate", str(tested), path(raster), "--labels", path(labels), "--class-field", "class",
                      "--json", str(figures), *weights)  # fmt: skip
-        row[key] = json.loads(figures.read_text())["calibration"]["ece"]
+        found = json.loads(figures.read_text())["calibration"]
+        row |= {key: found["ece"], f"{key}_bins": found["bins"]}
     rows = []
     for kind, name in (("its own scene", case.raster), *case.others):
         entry = {"case": case.name, "kind": kind, "raster": "/".join(Path(name).parts[-2:])}
@@ -165,6 +173,20 @@ def report(confidence: Sequence[dict[str, Any]], outside: Sequence[dict[str, Any
         said = "refused: other values or bands" if "refused" in row else "-" if share is None else f"{share:.1%}"
         lines.append(f"| {row['case']} | {row['kind']} | {row['raster']} | {said} |")
     return "\n".join([*lines, ""])
+
+
+def plot(confidence: Sequence[dict[str, Any]], path: Path) -> None:
+    """Reliability on the other regions: of what is mapped with a confidence, the share that is right."""
+    panels = {}
+    for row in confidence:
+        lines = {
+            name: [(100 * one["confidence"], 100 * one["accuracy"], 0.0) for one in row.get(f"{key}_bins", ())]
+            for name, key in (("plain", "unseen_plain"), ("sharpened", "unseen"))
+        }
+        if all(lines.values()):
+            panels[row["case"]] = {"right": [(0.0, 0.0, 0.0), (100.0, 100.0, 0.0)], **lines}
+    if panels:
+        _curves.draw(panels, LINES, "confidence in %", "right in %", path)
 
 
 def _number(value: float | None) -> str:
