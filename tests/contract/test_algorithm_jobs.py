@@ -339,9 +339,13 @@ def save_points(path):
     QgsVectorFileWriter.writeAsVectorFormatV3(layer, str(path), context, options)
 
 
-def test_export(job, model, tmp_path):
+def test_export(job, model, tmp_path, raster_file):
     made = job("export", {"MODEL": model, "ONNX": str(tmp_path / "m.onnx")})
-    assert list(faults(made, SCHEMA)) == []
+    assert list(faults(made, SCHEMA)) == [] and not made["int8"]
+    made = job(
+        "export", {"MODEL": model, "ONNX": str(tmp_path / "m.onnx"), "INT8": True, "RASTERS": [str(raster_file)]}
+    )
+    assert list(faults(made, SCHEMA)) == [] and made["int8"] and made["rasters"] == [str(raster_file)]
 
 
 def test_plugin_and_schema_speak_the_same_protocol():
