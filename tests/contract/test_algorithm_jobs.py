@@ -339,7 +339,7 @@ def save_points(path):
     QgsVectorFileWriter.writeAsVectorFormatV3(layer, str(path), context, options)
 
 
-def test_export(job, model, tmp_path, raster_file):
+def test_export(job, model, tmp_path, raster_file):  # noqa: F811
     made = job("export", {"MODEL": model, "ONNX": str(tmp_path / "m.onnx")})
     assert list(faults(made, SCHEMA)) == [] and not made["int8"]
     made = job(
