@@ -126,8 +126,13 @@ def _tell(say: Callable[[], None], code: int) -> int:
 
 
 def _run_file(path: Path, events: IO[str]) -> int:
-    _watch_parent(path.parent)
-    return _execute_file(path, Reporter(events, folder=path.parent))
+    reporter = Reporter(events, folder=path.parent)
+    try:
+        _watch_parent()
+    except (RuntimeError, MemoryError):
+        # A thread's stack is the first large piece of memory that is asked for.
+        return _fail(reporter, out_of_memory("job"))
+    return _execute_file(path, reporter)
 
 
 def _device_of(job: AnyJob) -> str:
@@ -167,7 +172,7 @@ def _work(events: IO[str]) -> int:
 
     All jobs share one log, stderr, where each begins with a line that names it.
     """
-    _watch_parent(None)
+    _watch_parent()
     # A twentieth of the memory, as GDAL takes by itself, is too much for a process that stays.
     os.environ.setdefault("GDAL_CACHEMAX", WORKER_GDAL_CACHE_MB)
     _keep_memory_low()
@@ -216,7 +221,7 @@ def _claim_stdout() -> IO[str]:
     return events
 
 
-def _watch_parent(folder: Path | None) -> None:
+def _watch_parent() -> None:
     """Ends this process and its children when the process that started it is gone.
 
     The parent's id changes when it dies (it becomes the id of a reaper). Windows keeps the id, so there the plugin

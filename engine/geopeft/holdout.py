@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from geopeft import accuracy
 from geopeft.blending import place_of
 from geopeft.data.chips import Chip, ChipReader, Site, covering_chips, find_sites
 from geopeft.data.folds import deal_blocks
@@ -122,12 +123,13 @@ def more_folds(
         return []
     held = np.ones(len(sites), bool)
     held[first.taught] = False
-    few = len(sites) <= FEW_PLACES and _is_too_little(sites, first, held)
-    folds = _deal(job, prepared, reader, sites, first, held) if job.folds or few else []
+    short, nothing = _too_little(sites, first, held)
+    more = nothing or (short and len(sites) <= FEW_PLACES)
+    folds = _deal(job, prepared, reader, sites, first, held) if job.folds or more else []
     if folds:
         reporter.message(
-            f"Labels are few: after the training of the model, {len(folds)} more with other places held out tell how "
-            "good the map is. They may be stopped; the model stays."
+            f"Held-out places are few: after the training of the model, {len(folds)} more with other places held out "
+            "tell how good the map is. They may be stopped; the model stays."
         )
     elif not first.chips:
         reporter.warn("There are too few labels to hold any out: no accuracy is given. Label more places.")
@@ -146,15 +148,18 @@ def _deal(
     return [replace(fold, blocks=first.blocks, block_m=first.block_m) for fold in folds if fold.chips]
 
 
-def _is_too_little(sites: Sequence[Site], first: HeldOut, held: np.ndarray) -> bool:
-    """Whether a class lies in fewer held-out blocks than its figures need, and in more on the whole."""
+def _too_little(sites: Sequence[Site], first: HeldOut, held: np.ndarray) -> tuple[bool, bool]:
+    """Whether a class lies in fewer held-out blocks than its figures need, and in more on the whole; and whether no
+    class that lies in several gets any figure."""
     places = np.array([(site.class_index, first.blocks[place_of(site.raster_index, site.group)]) for site in sites])
 
     def spread(chosen: np.ndarray) -> np.ndarray:
         return np.bincount(np.unique(places[chosen], axis=0)[:, 0], minlength=places[:, 0].max() + 1)
 
     judged, there = spread(held), spread(np.ones(len(sites), bool))
-    return bool(((judged < FEWEST_BLOCKS) & (judged < there) & (there > 1)).any())
+    several = there > 1
+    short = (judged < FEWEST_BLOCKS) & (judged < there) & several
+    return bool(short.any()), bool(several.any() and (judged[several] < accuracy.FEWEST_BLOCKS).all())
 
 
 def _fold(

@@ -3,6 +3,7 @@
 # ruff: noqa: F811, fixtures of another test file
 from __future__ import annotations
 
+import _thread
 import io
 import json
 import os
@@ -197,3 +198,15 @@ def test_whatever_a_library_raises_ends_the_job_with_one_event(
     assert __main__.execute(parse({"job": "probe"}), Reporter(said)) == __main__.EXIT_FAILED
     (last,) = [json.loads(line) for line in said.getvalue().splitlines()]
     assert (last["event"], last["code"]) == ("failed", code)
+
+
+@pytest.mark.fault("P19")
+def test_a_machine_without_memory_for_a_thread_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(*_: Any) -> int:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(_thread, "start_new_thread", refuse)
+    said = io.StringIO()
+    assert __main__._run_file(tmp_path / "job.json", said) == __main__.EXIT_FAILED
+    (last,) = [json.loads(line) for line in said.getvalue().splitlines()]
+    assert (last["event"], last["code"]) == ("failed", "OUT_OF_MEMORY")

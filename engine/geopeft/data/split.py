@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
+from scipy import sparse
+from scipy.sparse import csgraph
+from scipy.spatial import KDTree
 
 from geopeft.data.chips import Site
 
@@ -16,8 +18,8 @@ MOST_HELD_OUT = 0.4
 _MAX_BLOCKS_PER_SIDE = 8
 # Squares that a class is to lie in, and the steps in which squares are made smaller for it.
 _ENOUGH_BLOCKS, _SMALLER = 4, 0.8
-# Places in neighbouring cells of this part of a square's side lie close together.
-_NEAR = 0.25
+# Places no farther apart than this part of a square's side lie close together.
+_NEAR = 0.5
 # Places that are compared pair by pair, distances that are told apart, and pairs that say something of one of them.
 _MOST_PLACES, _DISTANCES, _FEWEST_PAIRS = 400, 10, 40
 # Places of one class beyond chance, as a share of all there could be, from which on they count as alike.
@@ -103,11 +105,10 @@ def squares_of(centres: np.ndarray, side: float) -> np.ndarray:
         side: of the squares.
     """
     homes = centres.astype(np.float64)
-    cells = ((centres - centres.min(0, initial=np.inf)) // (side * _NEAR)).astype(np.int64)
-    taken = np.zeros(cells.max(0, initial=0) + 1, bool)
-    taken[tuple(cells.T)] = True
-    group = ndimage.label(taken, np.ones((3, 3)))[0][tuple(cells.T)]
-    for number in np.unique(group):
+    pairs = KDTree(homes).query_pairs(side * _NEAR, output_type="ndarray") if len(homes) else np.zeros((0, 2), np.int64)
+    links = sparse.coo_array((np.ones(len(pairs), bool), pairs.T), (len(homes), len(homes)))
+    group = csgraph.connected_components(links, directed=False)[1]
+    for number in np.flatnonzero(np.bincount(group) > 1) if len(homes) else ():
         own = group == number
         low, high = centres[own].min(0), centres[own].max(0)
         if (high - low).max() <= side:

@@ -7,7 +7,7 @@ from typing import Any
 from PyQt6.QtWidgets import QDialog
 
 
-def createAlgorithmDialog(algorithm: str, parameters: dict[str, Any]) -> QDialog:  # noqa: N802, QGIS's name
+def createAlgorithmDialog(algorithm: str, parameters: dict[str, Any]) -> QDialog:
     """A dialog that holds nothing."""
     dialog = QDialog()
     dialog.setWindowTitle(algorithm)
