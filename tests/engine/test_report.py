@@ -251,6 +251,14 @@ def test_confidence_that_is_too_high_is_said_to_be() -> None:
     assert "off by 14 percentage points on average: use it to rank" in text
 
 
+def test_an_interval_that_holds_everything_is_not_printed() -> None:
+    metrics = figures(NAMES)
+    metrics["classes"][0] |= {"iou_low": 0.01, "iou_high": 0.99}
+    text = page_of(NAMES, metrics).text
+    assert "too few places to tell" in text and "0.01 to 0.99" not in text
+    assert "too few places to tell" not in page_of(NAMES, figures(NAMES)).text
+
+
 @pytest.mark.parametrize("count", [2, 9, 20, 40])
 def test_the_confusion_matrix_draws_every_cell(count: int) -> None:
     names = [f"class number {at} with a long name" for at in range(count)]

@@ -15,6 +15,8 @@ RIVALS = {"random-forest": "random forest", "unet": "UNet from scratch"}
 PARTS = {"network": "network part", "classical": "classical part"}
 # Beyond this an interval hardly says more than a guess, and a confidence should not be taken at its word.
 WIDE, MISCALIBRATED = 0.25, 0.1
+# A wider interval holds nearly all that a figure can be.
+SAYS_NOTHING = 0.9
 NO_FIGURES = (
     "No label was held out, so nothing is known of the accuracy of this map. Label more places in each class, apart "
     "from each other, and train again; or score the model on labels of its own with “evaluate”."
@@ -204,7 +206,10 @@ def _class_rows(known: ClassScore, color: str | None) -> list[Markup]:
 
 
 def _cell(figure: Interval) -> Markup:
-    ends = tag("small", f"{number(figure.low)} to {number(figure.high)}") if figure.has_ends else Markup("")
+    ends = Markup("")
+    if figure.low is not None and figure.high is not None:
+        says = figure.high - figure.low <= SAYS_NOTHING
+        ends = tag("small", f"{number(figure.low)} to {number(figure.high)}" if says else "too few places to tell")
     return tag("td", number(figure.value), ends)
 
 
