@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import rasterio
 import shapely
 import torch
 from geopeft import evaluate, fit, holdout, judging, package, predict
+from geopeft.blending import place_of
 from geopeft.errors import Canceled, GeopeftError
 from geopeft.events import Reporter
 from geopeft.forest import Pixels, fit_classical
@@ -235,13 +237,29 @@ def test_held_out_places_do_not_teach_the_parts_that_are_scored_on_them(
     assert last == first | withheld[0], "the model that is kept has seen all"
 
 
-def test_only_where_places_are_few_do_more_folds_judge_them(
-    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("places", "blocks_of_places", "held", "more"),
+    [
+        (16, 8, 2, True),
+        (60, 8, 3, False),
+        (60, 8, 1, True),
+        (60, 20, 5, False),
+    ],
+    ids=["few places", "many places", "many places of which none is judged", "enough is held out"],
+)
+def test_more_folds_judge_few_places_or_where_one_hold_out_judges_nothing(
+    monkeypatch: pytest.MonkeyPatch, places: int, blocks_of_places: int, held: int, more: bool
 ) -> None:
-    figures = [run(fit_job(scene, out=str(tmp_path / "few"), steps=2))["figures"]]
-    monkeypatch.setattr(holdout, "FEW_PLACES", 3)
-    figures.append(run(fit_job(scene, out=str(tmp_path / "many"), steps=2))["figures"])
-    assert figures[0]["folds"] > 1 == figures[1]["folds"]
+    """Places of two classes in so many blocks, of which the first few are held out."""
+    sites = [SimpleNamespace(raster_index=0, group=at, class_index=at % 2) for at in range(places)]
+    blocks = {place_of(0, at): at // 2 % blocks_of_places for at in range(places)}
+    taught = np.array([at for at in range(places) if blocks[place_of(0, at)] >= held])
+    first = holdout.HeldOut(taught, [], [object()], places - len(taught), "", blocks)  # type: ignore[list-item]
+    dealt = []
+    monkeypatch.setattr(holdout, "_deal", lambda *_: dealt.append(True) or [])
+    job = parse({"job": "fit", "rasters": ["a.tif"], "labels": "l.gpkg", "out": "m"})
+    holdout.more_folds(job, None, None, sites, first, Reporter())  # type: ignore[arg-type]
+    assert bool(dealt) is more
 
 
 def test_labels_kept_apart_never_teach(scene: Path, tmp_path: Path) -> None:
