@@ -255,8 +255,13 @@ def test_more_folds_judge_few_places_or_where_one_hold_out_judges_nothing(
     blocks = {place_of(0, at): at // 2 % blocks_of_places for at in range(places)}
     taught = np.array([at for at in range(places) if blocks[place_of(0, at)] >= held])
     first = holdout.HeldOut(taught, [], [object()], places - len(taught), "", blocks)  # type: ignore[list-item]
-    dealt = []
-    monkeypatch.setattr(holdout, "_deal", lambda *_: dealt.append(True) or [])
+    dealt: list[bool] = []
+
+    def deal(*_: Any) -> list[holdout.HeldOut]:
+        dealt.append(True)
+        return []
+
+    monkeypatch.setattr(holdout, "_deal", deal)
     job = parse({"job": "fit", "rasters": ["a.tif"], "labels": "l.gpkg", "out": "m"})
     holdout.more_folds(job, None, None, sites, first, Reporter())  # type: ignore[arg-type]
     assert bool(dealt) is more
