@@ -15,6 +15,7 @@ import pytest
 import rasterio
 import shapely
 from affine import Affine
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "bench"))
 
@@ -413,7 +414,8 @@ def test_trust_maps_every_raster_and_tells_of_those_that_are_refused(
         calls.append(arguments)
         if any("sen2" in part for part in arguments):
             raise _sets.EngineFailed("predict\nerror [RADIOMETRY_DIFFERS]: other values")
-        figures = {"blocks": 7, "calibration": {"ece": 0.25}, "rasters": [{"outside_share": 0.5}]}
+        bins = [{"confidence": 0.6, "accuracy": 0.5, "weight": 1.0}]
+        figures = {"blocks": 7, "calibration": {"ece": 0.25, "bins": bins}, "rasters": [{"outside_share": 0.5}]}
         Path(arguments[arguments.index("--json") + 1]).write_text(json.dumps(figures))
         return ""
 
@@ -432,3 +434,6 @@ def test_trust_maps_every_raster_and_tells_of_those_that_are_refused(
     assert cells(text, "lake | 7")[2:] == ["2.00", "0.250", "0.250", "0.250"]
     assert cells(text, "lake | another")[2:] == ["x/sen2.tif", "refused: other values or bands"]
     assert [cells(text, f"lake | {kind}")[3] for kind in ("its own", "next")] == ["50.0%", "50.0%"]
+    trust.plot([row, {"case": "never scored"}], tmp_path / "trust.png")
+    with Image.open(tmp_path / "trust.png") as picture:
+        assert picture.width == 2 * trust._curves.PANEL_PX[0], "a panel for what was scored"
