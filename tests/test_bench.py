@@ -276,7 +276,8 @@ def test_only_missing_methods_of_a_fit_are_measured(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(few_labels, "_measure", measured)
     monkeypatch.setattr(_sets, "shared_folder", lambda: tmp_path)
-    few_labels.write_rows(tmp_path / "few_labels.1.csv", [row("leipzig_s2_points", "3", 0, "tier1", 0.4)])
+    done = [row("leipzig_s2_points", "3", 0, "tier1", 0.4)]
+    _sets.write_rows(tmp_path / "few_labels.1.csv", done, few_labels.FIELDS)
     arguments = ["--sets", "leipzig_s2_points", "--sizes", "3", "--seeds", "1", "--methods", "default,tier1,tier3,full"]
     assert few_labels.main([*arguments, "--out", str(tmp_path)]) == 1
     assert asked == [("default", "tier3"), ("full",)]
@@ -284,7 +285,7 @@ def test_only_missing_methods_of_a_fit_are_measured(tmp_path: Path, monkeypatch:
     assert few_labels.main([*arguments, "--out", str(tmp_path)]) == 1
     assert asked[2:] == [("full",)]
     assert few_labels.main(["--merge", "--out", str(tmp_path)]) == 0
-    merged = [report.key(one)[3] for one in few_labels._read(tmp_path / "few_labels.csv")]
+    merged = [report.key(one)[3] for one in _sets.read_rows(tmp_path / "few_labels.csv")]
     assert sorted(merged) == ["default", "tier1", "tier3"]
     assert (tmp_path / "few_labels.png").stat().st_size > 1000
 

@@ -620,13 +620,14 @@ def test_index_of_pips_settings_reaches_uv(source: Path, tmp_path: Path, monkeyp
     """uv does not read them by itself."""
     settings, certificates = tmp_path / "pip.conf", tmp_path / "company.pem"
     certificates.touch()
-    settings.write_text(f"[global]\nindex-url: https://packages.example/all\ncert: {certificates}\n", encoding="utf-8")
+    index = (tmp_path / "index").as_uri()
+    settings.write_text(f"[global]\nindex-url: {index}\ncert: {certificates}\n", encoding="utf-8")
     for name in ("PIP_INDEX_URL", "UV_DEFAULT_INDEX", "PIP_CERT", "SSL_CERT_FILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(engine_steps, "_pip_files", lambda: [settings])
     install(source)
     child = environment_of(tmp_path, "sync")
-    assert child["UV_DEFAULT_INDEX"] == "https://packages.example/all" and child["SSL_CERT_FILE"] == str(certificates)
+    assert child["UV_DEFAULT_INDEX"] == index and child["SSL_CERT_FILE"] == str(certificates)
 
 
 def test_index_that_the_user_chose_comes_before_all_others(
@@ -634,10 +635,11 @@ def test_index_that_the_user_chose_comes_before_all_others(
 ) -> None:
     monkeypatch.setenv("UV_DEFAULT_INDEX", "https://environment.example")
     monkeypatch.setenv("PIP_INDEX_URL", "https://pip.example")
-    network = engine_steps.Network(index="https://chosen.example/simple")
+    chosen = (tmp_path / "chosen").as_uri()
+    network = engine_steps.Network(index=chosen)
     install(source, choices=engine_install.Choices(network=network))
     child = environment_of(tmp_path, "sync")
-    assert child["UV_DEFAULT_INDEX"] == child["PIP_INDEX_URL"] == "https://chosen.example/simple"
+    assert child["UV_DEFAULT_INDEX"] == child["PIP_INDEX_URL"] == chosen
 
 
 def test_no_index_is_named_where_nobody_named_one(monkeypatch: pytest.MonkeyPatch) -> None:

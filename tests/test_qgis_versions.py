@@ -23,8 +23,8 @@ def test_an_unpacked_version_is_used_as_it_is(tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("policy", "prefix", "reason"),
     [
-        (" 500 https://mirror.example/debian bookworm/main amd64 Packages\n", None, "root"),
-        (" 500 https://mirror.example/debian trixie/main amd64 Packages\n", [], "bookworm"),
+        (" 500 cdrom://disc/debian bookworm/main amd64 Packages\n", None, "root"),
+        (" 500 cdrom://disc/debian trixie/main amd64 Packages\n", [], "bookworm"),
     ],
 )
 def test_a_machine_that_cannot_have_it_is_told_why(
@@ -39,7 +39,7 @@ def test_a_machine_that_cannot_have_it_is_told_why(
 
 
 def test_a_failed_download_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(qgis_versions, "_mirror", lambda: "https://mirror.example/debian")
+    monkeypatch.setattr(qgis_versions, "_mirror", lambda: "cdrom://disc/debian")
 
     def run(command: list[str], folder: Path) -> str:
         if "download" in command:

@@ -225,10 +225,9 @@ class EvaluateJob(Job):
     help: ClassVar[str] = "score a model package on labels"
 
 
-class SuspectsJob(Job):
-    """List labelled shapes that a map made without them contradicts, the most suspicious first."""
+class AdviceJob(Job):
+    """What the jobs that give advice on labels read, and where it goes."""
 
-    job: Literal["suspects"] = "suspects"
     rasters: tuple[str, ...] = RastersField
     labels: str = LabelsField
     class_field: str = ClassField
@@ -239,31 +238,28 @@ class SuspectsJob(Job):
     classes: tuple[ClassStyle, ...] = Field(default=(), description="names, order and colours of the classes")
     line_width_px: float = LineWidthField
     seed: int = SeedField
-    out: str = Field(description="GeoPackage to write: the shapes that are contradicted")
+    out: str
     json_file: str = JsonField
+
+
+class SuspectsJob(AdviceJob):
+    """List labelled shapes that a map made without them contradicts, the most suspicious first."""
+
+    job: Literal["suspects"] = "suspects"
+    out: str = Field(description="GeoPackage to write: the shapes that are contradicted")
 
     help: ClassVar[str] = "list labels that are likely wrong"
 
 
-class SuggestJob(Job):
+class SuggestJob(AdviceJob):
     """List the places whose labels would teach the map the most, the best first."""
 
     job: Literal["suggest"] = "suggest"
-    rasters: tuple[str, ...] = RastersField
-    labels: str = LabelsField
-    class_field: str = ClassField
-    bands: tuple[str, ...] = BandsField
-    radiometry: Radiometry = RadiometryField
-    background: str = BackgroundField
     area: str = Field(
         default="", description="polygons (FILE or FILE:layer) that bound the places, and the background class"
     )
-    classes: tuple[ClassStyle, ...] = Field(default=(), description="names, order and colours of the classes")
-    line_width_px: float = LineWidthField
     count: int = Field(default=10, ge=1, le=20, description="places at most")
-    seed: int = SeedField
     out: str = Field(description="GeoPackage to write: the places to label next")
-    json_file: str = JsonField
 
     help: ClassVar[str] = "list the places to label next"
 

@@ -16,11 +16,12 @@ from qgis.core import (
 
 from ..results import ResultStyler
 from .base import EngineAlgorithm
-from .predict import destination_text
 
 
 class AdviceAlgorithm(EngineAlgorithm):
     """An algorithm whose job writes polygons with the fields `rank` and `reason`."""
+
+    SUFFIXES = {"OUTPUT": (".gpkg",)}
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,16 +45,6 @@ class AdviceAlgorithm(EngineAlgorithm):
         self.add_figures()
         self.addOutput(QgsProcessingOutputNumber("COUNT_FOUND", self.tr("Places found")))
 
-    def checkParameterValues(  # noqa: N802
-        self, parameters: dict[str, Any], context: QgsProcessingContext
-    ) -> tuple[bool, str]:
-        """Only the format that the engine writes."""
-        path = destination_text(parameters.get("OUTPUT"), context)
-        if path and path != QgsProcessing.TEMPORARY_OUTPUT and not path.lower().endswith(".gpkg"):
-            text = self.tr("{name} must end with {suffix}, not as in {path}.")
-            return False, text.format(name="OUTPUT", suffix=".gpkg", path=path)
-        return super().checkParameterValues(parameters, context)
-
     def inputs(self, parameters: dict[str, Any], context: QgsProcessingContext, folder: Path) -> dict[str, Any]:
         """Rasters, labels and the area, as files."""
         fields = {
@@ -70,9 +61,7 @@ class AdviceAlgorithm(EngineAlgorithm):
         return {
             "out": self._output,
             "json_file": self.parameterAsFileOutput(parameters, "FIGURES", context),
-            "background": self.parameterAsString(parameters, "BACKGROUND", context).strip(),
-            "bands": self._band_names(parameters, context),
-            "line_width_px": self.parameterAsDouble(parameters, "LINE_WIDTH", context),
+            **self._reading_fields(parameters, context),
             "seed": self.parameterAsInt(parameters, "SEED", context),
         }
 

@@ -193,6 +193,14 @@ class EngineAlgorithm(NamedAlgorithm):
         weights = self.parameterAsString(parameters, "WEIGHTS_DIR", context) or settings.weights_folder()
         return {"device": self.parameterAsEnumString(parameters, "DEVICE", context), "weights_dir": weights}
 
+    def _reading_fields(self, parameters: dict[str, Any], context: QgsProcessingContext) -> dict[str, Any]:
+        """How labels and rasters are read: the background class, the bands, and the width of lines and points."""
+        return {
+            "background": self.parameterAsString(parameters, "BACKGROUND", context).strip(),
+            "bands": self._band_names(parameters, context),
+            "line_width_px": self.parameterAsDouble(parameters, "LINE_WIDTH", context),
+        }
+
     def _band_names(self, parameters: dict[str, Any], context: QgsProcessingContext) -> list[str]:
         text = self.parameterAsString(parameters, "BANDS", context)
         return [part.strip() for part in text.split(",") if part.strip()]

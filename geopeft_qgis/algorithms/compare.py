@@ -20,7 +20,7 @@ from qgis.core import (
 from ..layers import LayerError, raster_path
 from ..results import ResultStyler, classes_as_text
 from .base import EngineAlgorithm
-from .predict import destination_text
+from .named import TIF
 
 # Output -> where it is in the engine's answer, and its title.
 NUMBERS = {
@@ -52,6 +52,7 @@ class CompareAlgorithm(EngineAlgorithm):
     }  # fmt: skip
     TITLE = "Compare two maps or models"
     TAGS = ("accuracy", "assessment", "difference", "disagreement", "change", "agreement", "validation", "models")
+    SUFFIXES = {"OUTPUT": TIF}
     HELP = (
         "Compares two models, two maps, or a map and a model. A map is a raster of class numbers, from GeoPEFT or from "
         "any other program; a model maps the <b>rasters</b> that are given for it.\n\n"
@@ -90,17 +91,6 @@ class CompareAlgorithm(EngineAlgorithm):
         self.addOutput(QgsProcessingOutputString("SENTENCES", self.tr("What was found, in sentences")))
         self.addOutput(QgsProcessingOutputString("CLASSES", self.tr("Classes with their colours, as JSON")))
 
-    def checkParameterValues(  # noqa: N802
-        self, parameters: dict[str, Any], context: QgsProcessingContext
-    ) -> tuple[bool, str]:
-        """Only the format that the engine writes."""
-        path = destination_text(parameters.get("OUTPUT"), context)
-        if path and path != QgsProcessing.TEMPORARY_OUTPUT and not path.lower().endswith((".tif", ".tiff")):
-            return False, self.tr("{name} must end with {suffix}, not as in {path}.").format(
-                name="OUTPUT", suffix=".tif", path=path
-            )
-        return super().checkParameterValues(parameters, context)
-
     def inputs(self, parameters: dict[str, Any], context: QgsProcessingContext, folder: Path) -> dict[str, Any]:
         """Both maps, rasters, labels and the area, as files."""
         fields: dict[str, Any] = {
@@ -123,9 +113,7 @@ class CompareAlgorithm(EngineAlgorithm):
         return {
             "out": self._map,
             "json_file": self.parameterAsFileOutput(parameters, "FIGURES", context),
-            "background": self.parameterAsString(parameters, "BACKGROUND", context).strip(),
-            "bands": self._band_names(parameters, context),
-            "line_width_px": self.parameterAsDouble(parameters, "LINE_WIDTH", context),
+            **self._reading_fields(parameters, context),
             **self._device_fields(parameters, context),
         }
 

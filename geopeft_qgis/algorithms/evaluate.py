@@ -76,9 +76,7 @@ class EvaluateAlgorithm(EngineAlgorithm):
             "model": self.parameterAsFile(parameters, "MODEL", context),
             "json_file": self.parameterAsFileOutput(parameters, "FIGURES", context),
             "report": self.parameterAsFileOutput(parameters, "REPORT", context),
-            "background": self.parameterAsString(parameters, "BACKGROUND", context).strip(),
-            "bands": self._band_names(parameters, context),
-            "line_width_px": self.parameterAsDouble(parameters, "LINE_WIDTH", context),
+            **self._reading_fields(parameters, context),
             **self._device_fields(parameters, context),
         }
 

@@ -12,7 +12,6 @@ from qgis.core import (
     QgsProcessing,
     QgsProcessingContext,
     QgsProcessingException,
-    QgsProcessingOutputLayerDefinition,
     QgsProcessingOutputNumber,
     QgsProcessingOutputString,
     QgsProcessingParameterFeatureSource,
@@ -24,6 +23,7 @@ from qgis.core import (
 from ..part_names import part_of
 from ..results import ResultStyler, classes_as_text
 from .base import EngineAlgorithm
+from .named import TIF
 
 # What may be written beside the map; the job and what comes of it have the same names in small letters.
 BESIDE = ("CONFIDENCE", "ENTROPY", "OUTSIDE", "POLYGONS")
@@ -37,6 +37,9 @@ class PredictAlgorithm(EngineAlgorithm):
     STAGE_ENDS = {"download": 15.0, "predict": 95.0, "vectorize": 100.0}
     TITLE = "Apply a model"
     TAGS = ("segmentation", "classification", "map", "deep learning", "inference", "land cover")
+    SUFFIXES = {
+        "OUTPUT": TIF, "CONFIDENCE": TIF, "ENTROPY": TIF, "OUTSIDE": TIF, "POLYGONS": (".gpkg",),
+    }  # fmt: skip
     HELP = (
         "Maps a raster with a model made by 'Train a model from labels'. The class raster has the raster's grid and "
         "comes in the class colours.\n\n"
@@ -89,22 +92,6 @@ class PredictAlgorithm(EngineAlgorithm):
         area = self._shapes(parameters, "AOI", context, folder)
         return {**fields, "aoi": area} if area else fields
 
-    def checkParameterValues(  # noqa: N802
-        self, parameters: dict[str, Any], context: QgsProcessingContext
-    ) -> tuple[bool, str]:
-        """Only the formats that the engine writes."""
-        for name, suffixes in (
-            ("OUTPUT", (".tif", ".tiff")),
-            *((name, (".tif", ".tiff")) for name in BESIDE if name != "POLYGONS"),
-            ("POLYGONS", (".gpkg",)),
-        ):
-            path = destination_text(parameters.get(name), context)
-            if path and path != QgsProcessing.TEMPORARY_OUTPUT and not path.lower().endswith(suffixes):
-                return False, self.tr("{name} must end with {suffix}, not as in {path}.").format(
-                    name=name, suffix=suffixes[0], path=path
-                )
-        return super().checkParameterValues(parameters, context)
-
     def choices(self, parameters: dict[str, Any], context: QgsProcessingContext) -> dict[str, Any]:
         """The model, and what to write."""
         # Asked for once: each time, a temporary output gets another name.
@@ -149,13 +136,6 @@ class PredictAlgorithm(EngineAlgorithm):
                 ResultStyler.attach(context, wanted, kind, classes, job["model"], raster)
                 results[name] = wanted
         return results
-
-
-def destination_text(value: Any, context: QgsProcessingContext) -> str:
-    """The text behind the value of a destination parameter."""
-    if isinstance(value, QgsProcessingOutputLayerDefinition):
-        return value.sink.valueAsString(context.expressionContext())[0]
-    return str(value or "")
 
 
 def move(source: Path, target: Path) -> None:

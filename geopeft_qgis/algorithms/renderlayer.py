@@ -7,7 +7,6 @@ from typing import Any, Optional
 
 from qgis.core import (
     QgsCoordinateReferenceSystem,
-    QgsProcessing,
     QgsProcessingContext,
     QgsProcessingException,
     QgsProcessingFeedback,
@@ -25,7 +24,7 @@ from ..layers import LayerError
 from ..raster_copy import CopyCanceled, copy
 from ..server_answers import ServerAnswers
 from ..sources import RENDER_TITLE, UNUSABLE, describe, is_picture
-from .predict import destination_text
+from .named import TIF
 from .source import SourceAlgorithm
 
 
@@ -35,6 +34,7 @@ class RenderLayerAlgorithm(SourceAlgorithm):
     NAME = "renderlayer"
     TITLE = RENDER_TITLE
     TAGS = ("WMS", "WMTS", "XYZ", "WCS", "ArcGIS", "tiles", "basemap", "download", "export", "orthophoto")
+    SUFFIXES = {"OUTPUT": TIF}
     HELP = (
         "Writes a part of a layer that comes from a service (WMS, WMTS, XYZ tiles, WCS, ArcGIS, a database) to a "
         "GeoTIFF, so that models can be trained on it and applied to it.\n\n"
@@ -70,17 +70,6 @@ class RenderLayerAlgorithm(SourceAlgorithm):
         self.addParameter(QgsProcessingParameterRasterDestination("OUTPUT", self.tr("Raster")))
         self.addOutput(QgsProcessingOutputNumber("WIDTH", self.tr("Columns")))
         self.addOutput(QgsProcessingOutputNumber("HEIGHT", self.tr("Rows")))
-
-    def checkParameterValues(  # noqa: N802
-        self, parameters: dict[str, Any], context: QgsProcessingContext
-    ) -> tuple[bool, str]:
-        """Only GeoTIFF is written."""
-        path = destination_text(parameters.get("OUTPUT"), context)
-        if path and path != QgsProcessing.TEMPORARY_OUTPUT and not path.lower().endswith((".tif", ".tiff")):
-            return False, self.tr("{name} must end with {suffix}, not as in {path}.").format(
-                name="OUTPUT", suffix=".tif", path=path
-            )
-        return super().checkParameterValues(parameters, context)
 
     def prepare(self, parameters: dict[str, Any], context: QgsProcessingContext) -> None:
         """Copies the layer's provider, so that the layer may go while the work is done."""

@@ -20,7 +20,6 @@ from qgis.core import (
 from ..results import classes_as_text
 from ..sample_points import style_file
 from .base import EngineAlgorithm
-from .predict import destination_text
 
 
 class SampleAlgorithm(EngineAlgorithm):
@@ -30,6 +29,8 @@ class SampleAlgorithm(EngineAlgorithm):
     STAGE_ENDS = {"labels": 5.0, "count": 55.0, "draw": 100.0}
     TITLE = "Draw a random sample for area estimates"
     TAGS = ("area", "accuracy", "stratified random sample", "points", "validation", "Olofsson", "statistics")
+    # Only GeoPackages hold the design too.
+    SUFFIXES = {"OUTPUT": (".gpkg",)}
     HELP = (
         "Draws points at random from a map of classes, some in every class, for 'Estimate areas from a sample'. "
         "Counted pixels are no areas that can be stood by, since every map errs; a random sample that is labelled says "
@@ -67,17 +68,6 @@ class SampleAlgorithm(EngineAlgorithm):
         self.addOutput(QgsProcessingOutputNumber("COUNT", self.tr("Points")))
         self.addOutput(QgsProcessingOutputString("WHY", self.tr("How many points, and why")))
         self.addOutput(QgsProcessingOutputString("CLASSES", self.tr("Classes with their colours, as JSON")))
-
-    def checkParameterValues(  # noqa: N802
-        self, parameters: dict[str, Any], context: QgsProcessingContext
-    ) -> tuple[bool, str]:
-        """Only GeoPackages hold the design too."""
-        path = destination_text(parameters.get("OUTPUT"), context)
-        if path and path != QgsProcessing.TEMPORARY_OUTPUT and Path(path).suffix.lower() != ".gpkg":
-            return False, self.tr("{name} must end with {suffix}, not as in {path}.").format(
-                name="OUTPUT", suffix=".gpkg", path=path
-            )
-        return super().checkParameterValues(parameters, context)
 
     def inputs(self, parameters: dict[str, Any], context: QgsProcessingContext, folder: Path) -> dict[str, Any]:
         """The map and the area of interest, as files."""

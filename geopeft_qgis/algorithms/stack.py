@@ -21,11 +21,10 @@ from ..layers import LayerError, raster_path
 from ..sources import STACK_TITLE
 from ..stack_bands import StackError, plan, read_bands
 from ..stack_file import StackCanceled, write_stack
-from .predict import destination_text
+from .named import TIF
 from .source import SourceAlgorithm
 
 EXTENTS = ("intersection", "union")
-SUFFIXES = (".vrt", ".tif", ".tiff")
 
 
 class StackDestination(QgsProcessingParameterRasterDestination):
@@ -50,6 +49,7 @@ class StackAlgorithm(SourceAlgorithm):
     NAME = "stack"
     TITLE = STACK_TITLE
     TAGS = ("bands", "merge", "composite", "virtual raster", "VRT", "Sentinel-2", "Landsat", "multispectral")
+    SUFFIXES = {"OUTPUT": (".vrt", *TIF)}
     HELP = (
         "Makes one raster of rasters with one band each, such as the bands of a Sentinel-2 or Landsat scene, a height "
         "model beside an orthophoto, or the months of a year.\n\n"
@@ -87,17 +87,6 @@ class StackAlgorithm(SourceAlgorithm):
         )
         self.addParameter(StackDestination("OUTPUT", self.tr("Stack")))
         self.addOutput(QgsProcessingOutputString("BANDS", self.tr("Names of the bands, with commas")))
-
-    def checkParameterValues(  # noqa: N802
-        self, parameters: dict[str, Any], context: QgsProcessingContext
-    ) -> tuple[bool, str]:
-        """Only VRT and GeoTIFF are written."""
-        path = destination_text(parameters.get("OUTPUT"), context)
-        if path and path != QgsProcessing.TEMPORARY_OUTPUT and not path.lower().endswith(SUFFIXES):
-            return False, self.tr("{name} must end with {suffix}, not as in {path}.").format(
-                name="OUTPUT", suffix=".vrt / .tif", path=path
-            )
-        return super().checkParameterValues(parameters, context)
 
     def prepare(self, parameters: dict[str, Any], context: QgsProcessingContext) -> None:
         """The files behind the layers."""

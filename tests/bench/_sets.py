@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import subprocess
 import sys
@@ -164,6 +165,24 @@ def run_python(*arguments: str) -> str:
     if done.returncode:
         raise EngineFailed(f"{' '.join(arguments)}\n{done.stderr}")
     return done.stdout
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a bench's table, as text; none where it is not there yet."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, Any]], fields: Sequence[str]) -> None:
+    """Writes all rows beside the file and moves them there: a run that is stopped leaves the old or the new file."""
+    fresh = path.with_suffix(".new")
+    with fresh.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fields, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(fresh, path)
 
 
 def whole_figures(scored: dict[str, Any]) -> dict[str, float]:

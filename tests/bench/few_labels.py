@@ -14,9 +14,7 @@ tried again the next time.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -94,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         failed = _sweep(planned(options), own, stem, shared, ("--steps", str(options.steps)) if options.steps else ())
     rows = read_rows(stem)
     if options.merge:
-        write_rows(stem.with_suffix(".csv"), rows)
+        _sets.write_rows(stem.with_suffix(".csv"), rows, FIELDS)
     if rows:
         print(report.write(rows, stem))
     if failed:
@@ -161,7 +159,7 @@ def _fits(methods: Sequence[str], size: str) -> Iterator[tuple[tuple[str, ...], 
 def _sweep(runs: Sequence[Run], own: Path, stem: Path, shared: Path, more: tuple[str, ...]) -> int:
     """Does the runs that have no rows yet; returns how many failed."""
     done = {report.key(row) for row in read_rows(stem)}
-    rows = _read(own)
+    rows = _sets.read_rows(own)
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
@@ -172,7 +170,7 @@ def _sweep(runs: Sequence[Run], own: Path, stem: Path, shared: Path, more: tuple
             try:
                 for row in _measure(replace(run, methods=missing), shared, scratch, more):
                     rows.append(row)
-                    write_rows(own, rows)
+                    _sets.write_rows(own, rows, FIELDS)
                     print(" ".join(str(row[name]) for name in FIELDS), flush=True)
             except _sets.EngineFailed as error:
                 failed += 1
@@ -249,25 +247,8 @@ def _row(
 def read_rows(stem: Path) -> list[dict[str, Any]]:
     """The rows of the sweep's file and of its shards' files, each run once."""
     paths = [stem.with_suffix(".csv"), *sorted(stem.parent.glob(f"{stem.name}.[0-9]*.csv"))]
-    rows = {report.key(row): row for path in paths for row in _read(path)}
+    rows = {report.key(row): row for path in paths for row in _sets.read_rows(path)}
     return sorted(rows.values(), key=report.place)
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes all rows beside the file and moves them there: a run that is stopped leaves the old or the new file."""
-    fresh = path.with_suffix(".new")
-    with fresh.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(fresh, path)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ Finished runs are kept in OUT/regions.csv, so that a stopped sweep goes on where
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import sys
 import tempfile
@@ -45,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = [s for s in _sets.SETS if not options.sets or s.name in options.sets.split(",")]
     options.out.mkdir(parents=True, exist_ok=True)
     table = options.out / "regions.csv"
-    rows = list(csv.DictReader(table.open())) if table.exists() else []
+    rows = _sets.read_rows(table)
     done = {(row["set"], row["method"], row["seed"]) for row in rows}
     with tempfile.TemporaryDirectory() as scratch:
         for seed in range(options.seeds):
@@ -57,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     row = _measure(labelled, regions, method, seed, shared, Path(scratch))
                     rows.append(row)
                     print(" ".join(f"{row[field]}" for field in FIELDS), flush=True)
-                    _save(table, rows)
+                    _sets.write_rows(table, rows, FIELDS)
     text = _summary(rows, options.methods.split(","))
     (options.out / "regions.md").write_text(text, encoding="utf-8")
     print(text)
@@ -101,13 +100,6 @@ def _row(
         "peak_memory_mb": fitted["peak_memory_mb"],
         "backbone": backbone,
     }
-
-
-def _save(table: Path, rows: Sequence[dict[str, Any]]) -> None:
-    with table.open("w", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def _summary(rows: Sequence[dict[str, Any]], methods: Sequence[str]) -> str:

@@ -13,7 +13,6 @@ was; suggest.md and suggest.png are written from it.
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -56,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "suggest.csv"
-    rows = _read(path)
+    rows = _sets.read_rows(path)
     _measure(options.sets.split(","), shared / "data", options.simulations, options.rounds, rows, path)
     curves = gather(rows)
     text = table(curves)
@@ -93,7 +92,7 @@ def _measure(
                 values = (name, way, seed, first + placed, placed, round(value, 5))
                 rows.append(dict(zip(FIELDS, values, strict=True)))
             print(name, way, seed, *(f"{100 * value:.1f}" for value in reached), flush=True)
-            _write(path, rows)
+            _sets.write_rows(path, rows, FIELDS)
 
 
 def _regions(name: str, data: Path, scratch: Path) -> tuple[_sets.Region, _sets.Region, str]:
@@ -104,20 +103,6 @@ def _regions(name: str, data: Path, scratch: Path) -> tuple[_sets.Region, _sets.
         return training, unseen, ""
     labelled = next(one for one in _sets.SETS if one.name == name)
     return *_sets.regions_of(labelled, data, scratch), labelled.background
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def gather(rows: Sequence[dict[str, Any]]) -> Curves:

@@ -11,7 +11,6 @@ OUT/suspects.csv, so that a stopped run goes on where it was; suspects.md and su
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -42,12 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "suspects.csv"
-    rows = _read(path)
+    rows = _sets.read_rows(path)
     with tempfile.TemporaryDirectory() as scratch:
         for name, row in _measured(options.sets.split(","), options.draws, rows, shared / "data", Path(scratch)):
             rows.append({"set": name, **row})
             print(name, row["draw"], f"{row['found']} of {row['flipped']}, {row['listed']} listed", flush=True)
-            _write(path, rows)
+            _sets.write_rows(path, rows, FIELDS)
     text = table(rows)
     (options.out / "suspects.md").write_text(text, encoding="utf-8", newline="\n")
     _draw(rows, options.out / "suspects.png")
@@ -138,20 +137,6 @@ def ranked(scores: NDArray[np.float64], fids: NDArray[np.int64], wrong: set[int]
         "flips_listed": len(there & set(listed)),
         "steps": " ".join(map(str, steps)),
     }
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 HEAD = """# Labels likely wrong

@@ -23,7 +23,7 @@ from geopeft.data.labels import IGNORE, Labels, read_labels
 from geopeft.data.raster import RasterInfo, RasterReader, describe, open_raster
 from geopeft.events import Reporter
 from geopeft.forest import Pixels
-from geopeft.job import SuggestJob, SuspectsJob
+from geopeft.job import AdviceJob
 from geopeft.labelled_pixels import scattered
 from geopeft.models.backbones import BACKBONES
 from geopeft.models.choose import input_bands
@@ -79,7 +79,7 @@ class Ground:
     units: tuple[tuple[np.ndarray, np.ndarray], ...]
 
 
-def describe_ground(job: SuspectsJob | SuggestJob, minimum_classes: int, reporter: Reporter) -> Ground:
+def describe_ground(job: AdviceJob, minimum_classes: int, reporter: Reporter) -> Ground:
     """Reads what is there; what the values are taken for is said.
 
     Raises:

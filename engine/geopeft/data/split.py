@@ -105,10 +105,12 @@ def squares_of(centres: np.ndarray, side: float) -> np.ndarray:
         side: of the squares.
     """
     homes = centres.astype(np.float64)
-    pairs = KDTree(homes).query_pairs(side * _NEAR, output_type="ndarray") if len(homes) else np.zeros((0, 2), np.int64)
+    if not len(homes):
+        return homes.astype(np.int64)
+    pairs = KDTree(homes).query_pairs(side * _NEAR, output_type="ndarray")
     links = sparse.coo_array((np.ones(len(pairs), bool), pairs.T), (len(homes), len(homes)))
     group = csgraph.connected_components(links, directed=False)[1]
-    for number in np.flatnonzero(np.bincount(group) > 1) if len(homes) else ():
+    for number in np.flatnonzero(np.bincount(group) > 1):
         own = group == number
         low, high = centres[own].min(0), centres[own].max(0)
         if (high - low).max() <= side:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
+from geopeft.data.label_classes import choose_color
 from geopeft.data.label_shapes import grid_windows, row_col_size
 from geopeft.data.labels import read_area
 from geopeft.data.pixel_area import PixelAreas
@@ -33,8 +34,6 @@ WINDOW_PX = 1024
 # What is expected of every class (Olofsson et al. 2014, section 5.1), where nothing is known yet.
 EXPECTED_ACCURACY = 0.8
 FEWEST_IN_ALL, MOST_POINTS, MOST_STRATA = 50, 100_000, 200
-# Colours of classes that have none in the map.
-_COLORS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#d55e00", "#cc79a7", "#0072b2", "#882255", "#44aa99", "#999933")
 
 
 @dataclass(frozen=True)
@@ -214,9 +213,13 @@ def _share_out(
             "SAMPLE_TOO_LARGE",
         )
     named = [names.get(value, "").strip() or f"class {value}" for value in values]
+    used = dict(colors)
+    for value, name in zip(values, named, strict=True):
+        if value not in used:
+            used[value] = choose_color(name, list(used.values()))
     strata = tuple(
-        Stratum(value, name, colors.get(value, _COLORS[at % len(_COLORS)]), int(count), float(area), int(drawn))
-        for at, (value, name, count, area, drawn) in enumerate(zip(values, named, pixels, areas, points, strict=True))
+        Stratum(value, name, used[value], int(count), float(area), int(drawn))
+        for value, name, count, area, drawn in zip(values, named, pixels, areas, points, strict=True)
     )
     return strata, _why(job, needed, points, np.minimum(job.fewest, pixels))
 
