@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import sys
 import time
@@ -38,7 +37,7 @@ from geopeft.mapper import Mapper
 from geopeft.onnx.model import open_mapper
 from geopeft.runtime import Strip, map_raster, peak_memory_mb, window_starts
 from geopeft.vectorize import vectorize
-from geopeft.writing import check_target, write_bytes
+from geopeft.writing import check_target, identities, identity, keep_inputs, write_bytes
 
 _RASTER_SUFFIXES = (".tif", ".tiff")
 # What no file system takes in a name, and how much of a raster's name a map keeps, in bytes.
@@ -188,22 +187,21 @@ def _targets(job: PredictJob) -> list[Path]:
     area.
     """
     out = Path(job.out)
-    inputs = {_identity(path) for path in (*job.rasters, job.model, job.aoi, job.aoi.rpartition(":")[0])} - {None}
+    inputs = (*job.rasters, job.model, job.aoi)
     if not _is_folder(job):
         if len(job.rasters) > 1:
             message = f"{len(job.rasters)} rasters cannot be mapped into the one file {out}."
             raise JobError(message, "Give a folder as output.", "OUTPUT_NEEDS_FOLDER")
-        if overwritten := [path for path in _written(job, out) if _identity(path) in inputs]:
-            message = f"The map would overwrite {overwritten[0]}, which the job reads."
-            raise JobError(message, "Choose another output.", "OUTPUT_IS_INPUT")
+        keep_inputs(_written(job, out), inputs, "The map")
         return [out]
+    read = identities(inputs)
     targets: list[Path] = []
     taken: set[str] = set()
     for raster in job.rasters:
         stem, number = f"{_stem(raster)}_map", 1
         target = out / f"{stem}.tif"
         # Some file systems take A.tif and a.tif for one.
-        while target.name.casefold() in taken or any(_identity(path) in inputs for path in _written(job, target)):
+        while target.name.casefold() in taken or any(identity(path) in read for path in _written(job, target)):
             number += 1
             target = out / f"{stem}_{number}.tif"
         taken.add(target.name.casefold())
@@ -224,15 +222,6 @@ def _layer_paths(job: PredictJob, target: Path) -> dict[str, Path]:
 
 def _polygons_path(target: Path) -> Path:
     return target.with_name(f"{target.stem}_polygons.gpkg")
-
-
-def _identity(path: str | Path) -> tuple[int, int] | None:
-    """What tells a file from all others, whatever it is called; None where there is no such file."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return status.st_dev, status.st_ino
 
 
 def _name(raster: str) -> str:
@@ -312,9 +301,9 @@ def _tell(job: PredictJob, name: str, shares: _Shares, reporter: Reporter) -> No
 
 def _refuse_overwriting(job: PredictJob, info: RasterInfo, target: Path) -> None:
     """A raster may be made of other files, such as those behind a VRT."""
-    sources = {_identity(path) for path in info.files} - {None}
+    sources = {identity(path) for path in info.files} - {None}
     for path in _written(job, target):
-        if _identity(path) in sources:
+        if identity(path) in sources:
             message = f"The map of {info.path} would overwrite {path}, which it is made of."
             raise JobError(message, "Choose another output.", "OUTPUT_IS_INPUT")
 

@@ -109,7 +109,11 @@ class Runtime(Mapper):
     @classmethod
     def open(cls, path: Path, device: str, weights_dir: str, reporter: Reporter, part: str = "") -> Runtime:
         """Reads and builds a package; PackageError or WeightsError where that is not possible."""
-        opened = package.read(path)
+        return cls.of(package.read(path), device, weights_dir, reporter, part)
+
+    @classmethod
+    def of(cls, opened: package.Package, device: str, weights_dir: str, reporter: Reporter, part: str = "") -> Runtime:
+        """Builds a package that has been read; PackageError or WeightsError where that is not possible."""
         state = {name: torch.from_numpy(array) for name, array in opened.weights.items()}
         beside = {name: state.pop(name) for name in BESIDE_NETWORK if name in state}
         classical = _open_classical(opened, beside.get(PROJECTION))

@@ -17,7 +17,7 @@ import shutil
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ import pyogrio
 import rasterio
 from rasterio.windows import Window
 
-from geopeft.errors import OutputError
+from geopeft.errors import JobError, OutputError
 from geopeft.holding import part_of
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -36,6 +36,35 @@ _SPARE_BYTES = 8 << 20
 _IN_USE, _IN_USE_WAIT_S = {5, 32, 33}, 2.5
 _UMASK = os.umask(0o022)
 os.umask(_UMASK)
+
+
+def identity(path: str | Path) -> tuple[int, int] | None:
+    """What tells a file from all others, whatever it is called; None where there is no such file."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
+
+
+def identities(specs: Iterable[str]) -> set[tuple[int, int]]:
+    """Those of files, perhaps given as FILE:layer."""
+    found = (identity(name) for spec in specs for name in (spec, spec.rpartition(":")[0]) if name)
+    return {one for one in found if one is not None}
+
+
+def keep_inputs(outputs: Iterable[Path], inputs: Iterable[str], what: str = "The result") -> None:
+    """JobError where a file to be written is one that the job reads.
+
+    Args:
+        inputs: files, perhaps as FILE:layer; empty ones do not count.
+        what: would be written, for the sentence.
+    """
+    read = identities(inputs)
+    for path in outputs:
+        if identity(path) in read:
+            message = f"{what} would overwrite {path}, which the job reads."
+            raise JobError(message, "Choose another output.", "OUTPUT_IS_INPUT")
 
 
 def check_target(path: Path, expected_bytes: int = 0) -> None:

@@ -88,7 +88,7 @@ def read_class_raster(path: str, reporter: Reporter) -> ClassMap:
     without a name, are none.
 
     Raises:
-        RasterError: RASTER"RASTER_NOT_CLASSES", or as `describe`.
+        RasterError: RASTER_NOT_CLASSES, or as `describe`.
     """
     info = describe(path, classes=True)
     if len(info.bands) != 1:
@@ -125,8 +125,9 @@ def map_with_model(
         options: `device`, `weights_dir`, `bands`.
         stage: name in the progress events.
     """
-    runtime = Runtime.open(Path(path), options["device"], options["weights_dir"], reporter)
-    memory = Memory.from_arrays(read(Path(path)).start)
+    opened = read(Path(path))
+    runtime = Runtime.of(opened, options["device"], options["weights_dir"], reporter)
+    memory = Memory.from_arrays(opened.start)
     sheets = []
     for number, (info, windows) in enumerate(zip(infos, wanted, strict=True)):
         target = folder / f"{number}.tif"
@@ -159,7 +160,7 @@ def unite(one: Sequence[MapClass], other: Sequence[MapClass]) -> tuple[UnitedCla
     """The classes of two maps: matched by name, whatever its case, else by value where one of them has no name.
 
     Raises:
-        RasterError: RASTER"RASTER_NOT_CLASSES" where they are too many.
+        RasterError: RASTER_NOT_CLASSES where they are too many.
     """
     rest = list(other)
     found: list[UnitedClass] = []

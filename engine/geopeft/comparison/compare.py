@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -37,7 +36,7 @@ from geopeft.evaluate import BlockKeys, label_block_px
 from geopeft.events import Reporter
 from geopeft.job import CompareJob
 from geopeft.runtime import peak_memory_mb
-from geopeft.writing import check_target, write_bytes
+from geopeft.writing import check_target, keep_inputs, write_bytes
 
 # Blocks of labels that are new to both models, from which on those that are not are left out.
 ENOUGH_BLOCKS = 4
@@ -149,11 +148,8 @@ def _check_target(job: CompareJob, infos: Sequence[RasterInfo]) -> None:
     if not job.out:
         return
     out = Path(job.out)
-    read = [job.one, job.other, job.labels, job.labels.rpartition(":")[0], *(f for info in infos for f in info.files)]
-    for written in (out, Path(f"{out}.aux.xml")):
-        if any(path and os.path.exists(path) and written.exists() and written.samefile(path) for path in read):
-            message = f"The map of disagreement would overwrite {written}, which the job reads."
-            raise JobError(message, "Choose another output.", "OUTPUT_IS_INPUT")
+    read = [job.one, job.other, job.labels, *(file for info in infos for file in info.files)]
+    keep_inputs([out, Path(f"{out}.aux.xml")], read, "The map of disagreement")
     check_target(out, infos[-1].height * infos[-1].width)
 
 

@@ -15,7 +15,7 @@ import shapely
 from affine import Affine
 
 from geopeft.errors import JobError, LabelError
-from geopeft.writing import check_target, whole_file, write_failed
+from geopeft.writing import check_target, keep_inputs, whole_file, write_failed
 
 LAYER, STRATA, DRAWN, DESIGN = "sample", "strata", "drawn", "design"
 _VERSION = 1
@@ -84,13 +84,9 @@ def check_outputs(outputs: Sequence[str], inputs: Sequence[str]) -> None:
     Args:
         outputs, inputs: files, inputs perhaps as FILE:layer; empty ones do not count.
     """
-    read = [Path(name) for spec in inputs if spec for name in (spec, spec.rpartition(":")[0]) if name]
-    for name in filter(None, outputs):
-        path = Path(name)
+    for path in (Path(name) for name in outputs if name):
         check_target(path)
-        if path.exists() and any(other.exists() and path.samefile(other) for other in read):
-            message = f"The result would overwrite {path}, which the job reads."
-            raise JobError(message, "Choose another output.", "OUTPUT_IS_INPUT")
+        keep_inputs([path], inputs)
 
 
 def refuse_labelled(path: Path) -> None:
