@@ -379,11 +379,15 @@ def check(seconds: dict[str, float]) -> list[str]:
 
 
 def schema_is_current() -> bool:
-    there = SCHEMA.read_text(encoding="utf-8") if SCHEMA.is_file() else ""
-    if there == current_schema():
-        return True
-    say(f"{SCHEMA.relative_to(ROOT)} is not what the job types give: run python3 build.py schema")
-    return False
+    """Whether the files that `build.py schema` writes are what the code gives now."""
+    stale = [
+        path
+        for path, wanted in ((SCHEMA, current_schema()), (error_codes.TABLE, error_codes.table()))
+        if not path.is_file() or path.read_text(encoding="utf-8") != wanted
+    ]
+    for path in stale:
+        say(f"{path.relative_to(ROOT)} is not what the code gives: run python3 build.py schema")
+    return not stale
 
 
 def tree_files() -> list[Path]:
