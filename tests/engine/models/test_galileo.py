@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from geopeft.errors import BandError
-from geopeft.models.backbones import BACKBONES, GALILEO_BANDS
+from geopeft.models.backbones import BACKBONES
 from geopeft.models.backbones.galileo import GalileoBackbone, build
 from geopeft.models.backbones.galileo_encoder import GalileoEncoder, GalileoInput, GalileoTokens
+from geopeft.models.cards.galileo import GALILEO_BANDS
 from geopeft.models.weights import fetch, load_state
 
 ALL_BANDS = tuple(band.name for band in GALILEO_BANDS)

@@ -10,7 +10,7 @@ import torch
 from geopeft.errors import JobError
 from geopeft.models.adapters.lora import Lora
 from geopeft.models.backbones import BACKBONES
-from geopeft.models.backbones.backbone import Backbone
+from geopeft.models.backbones.backbone import Backbone, Scene
 from geopeft.models.registry import load_builder
 from geopeft.models.spec import InputBand, ModelSpec
 from torch import Tensor, nn
@@ -101,7 +101,7 @@ def test_a_backbone_without_such_layers_is_refused() -> None:
             super().__init__()
             self.conv = nn.Conv2d(3, 3, 3)
 
-        def forward(self, x: Tensor, gsd_m: float = 10.0) -> list[Tensor]:
+        def forward(self, x: Tensor, gsd_m: float = 10.0, scene: Scene | None = None) -> list[Tensor]:
             return [self.conv(x)]
 
     with pytest.raises(JobError) as error:

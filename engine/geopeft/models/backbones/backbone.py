@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from geopeft.errors import JobError, WeightsError
+
+
+@dataclass(frozen=True)
+class Scene:
+    """When and where chips were taken, for a backbone that takes it. NaN, like None, is unknown and adds nothing.
+
+    Args:
+        time: (B, T, 3) year, day of the year from 1, hour of the day in UTC.
+        place: (B, 2) latitude and longitude of the chip's centre, in degrees.
+    """
+
+    time: Tensor | None = None
+    place: Tensor | None = None
 
 
 class Backbone(nn.Module):
@@ -43,8 +57,8 @@ class Backbone(nn.Module):
             "START_UNSUITABLE",
         )
 
-    def forward(self, x: Tensor, gsd_m: float = 10.0) -> list[Tensor]:
-        """x (B, C, H, W) in the network's units; pixels are gsd_m wide."""
+    def forward(self, x: Tensor, gsd_m: float = 10.0, scene: Scene | None = None) -> list[Tensor]:
+        """x (B, C, H, W) in the network's units; pixels are gsd_m wide. Of several dates C is date after date."""
         raise NotImplementedError
 
     def __call__(self, *args: Any, **kwargs: Any) -> list[Tensor]:

@@ -6,16 +6,16 @@ takes part and its missing bands are at their mean.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from geopeft.errors import BandError
-from geopeft.models.backbones.backbone import Backbone, load_exactly
+from geopeft.models.backbones.backbone import Scene, load_exactly
 from geopeft.models.backbones.galileo_encoder import SPACE_TIME, GalileoEncoder, kernel_resize, spatial_encoding
+from geopeft.models.backbones.transformer import VitBackbone
 from geopeft.models.registry import BackboneCard
-from geopeft.models.sizes import crop_map, pad_to_multiple
 
 GROUP_BANDS = {
     "S2_RGB": ("B02", "B03", "B04"),
@@ -42,26 +42,18 @@ def build(
     return GalileoBackbone(band_names, GalileoEncoder(dim, depth, heads), patch_size_px, month)
 
 
-class GalileoBackbone(Backbone):
+class GalileoBackbone(VitBackbone):
     """(B, bands, H, W) normalised -> four maps (B, D, H / patch, W / patch) after evenly spaced blocks.
 
     A map is the mean over the channel groups; the last one has passed the final normalisation.
     """
 
-    adapter_targets = ("q", "v", "fc1", "fc2")
-
     def __init__(self, band_names: tuple[str, ...], encoder: GalileoEncoder, patch_px: int, month: int) -> None:
-        super().__init__()
+        super().__init__(patch_px, encoder.dim, len(encoder.blocks), prefix=0)
         self.encoder = encoder
-        self.patch_px = patch_px
         self.month = month
         self.groups = _groups(band_names)
         self._channels = {group: _channels(group, band_names) for group in self.groups}
-        depth = len(encoder.blocks)
-        maps = min(4, depth)
-        self._taps = [(i + 1) * depth // maps - 1 for i in range(maps)]
-        self.out_channels = [encoder.dim] * maps
-        self.strides = [patch_px] * maps
         self.resize: Tensor
         self.register_buffer("resize", kernel_resize(patch_px), persistent=False)
         absent = tuple(f"encoder.space_time_embed.{g}." for g in SPACE_TIME if g not in self.groups)
@@ -73,21 +65,22 @@ class GalileoBackbone(Backbone):
         """The published state dict; some sizes carry `.backbone` in their key names."""
         load_exactly(self.encoder, {key.replace(".backbone", ""): value for key, value in state.items()}, "Galileo")
 
-    def forward(self, x: Tensor, gsd_m: float = 10.0) -> list[Tensor]:
-        height, width = x.shape[-2:]
-        x = pad_to_multiple(x, self.patch_px)
+    @property
+    def blocks(self) -> Sequence[Callable[[Tensor], Tensor]]:
+        return list(self.encoder.blocks)
+
+    def embed(self, x: Tensor, gsd_m: float, scene: Scene | None) -> Tensor:
         rows, cols = x.shape[-2] // self.patch_px, x.shape[-1] // self.patch_px
         tokens = torch.stack([self._embed(group, x) for group in self.groups], dim=2)
-        sequence = (tokens + self._encoding(rows, cols, gsd_m)).flatten(1, 2)
-        maps = []
-        for i, block in enumerate(self.encoder.blocks):
-            sequence = block(sequence)
-            if i in self._taps:
-                last = i == len(self.encoder.blocks) - 1
-                features = self.encoder.norm(sequence) if last else sequence
-                grid = features.unflatten(1, (rows, cols, len(self.groups))).mean(dim=3).permute(0, 3, 1, 2)
-                maps.append(crop_map(grid, height, width, self.patch_px))
-        return maps
+        return (tokens + self._encoding(rows, cols, gsd_m)).flatten(1, 2)
+
+    def finish(self, tokens: Tensor) -> Tensor:
+        normed: Tensor = self.encoder.norm(tokens)
+        return normed
+
+    def to_map(self, tokens: Tensor, rows: int, cols: int) -> Tensor:
+        grid: Tensor = tokens.unflatten(1, (rows, cols, len(self.groups))).mean(dim=3)
+        return grid.permute(0, 3, 1, 2)
 
     def _embed(self, group: str, x: Tensor) -> Tensor:
         """(B, patches, D) tokens of one group."""

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from geopeft.models.backbones.transformer import Block
+
 MAX_PATCH_PX = 8
 MAX_STEPS = 24
 MONTHS = 12
@@ -35,54 +37,6 @@ STATIC = {
     "DW_static": tuple(range(4, 13)),
     "WC_static": tuple(range(13, 18)),
 }
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention with separate q, k and v."""
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.q = nn.Linear(dim, dim)
-        self.k = nn.Linear(dim, dim)
-        self.v = nn.Linear(dim, dim)
-        self.proj = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x (B, N, D); mask (B, 1, 1, N), True where a token may be looked at."""
-        q, k, v = (layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        projected: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
-        return projected
-
-
-class Mlp(nn.Module):
-    """fc1, GELU, fc2."""
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.fc2(F.gelu(self.fc1(x)))
-        return y
-
-
-class Block(nn.Module):
-    """A pre-norm transformer block."""
-
-    def __init__(self, dim: int, heads: int, mlp_ratio: int = 4) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
-        self.attn = Attention(dim, heads)
-        self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, dim * mlp_ratio)
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        x = x + self.attn(self.norm1(x), mask)
-        y: Tensor = x + self.mlp(self.norm2(x))
-        return y
 
 
 class PatchEmbed(nn.Module):

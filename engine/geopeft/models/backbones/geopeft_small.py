@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from geopeft.errors import BandError
-from geopeft.models.backbones.backbone import Backbone, load_exactly
+from geopeft.models.backbones.backbone import Backbone, Scene, load_exactly
 from geopeft.models.backbones.timm_backbone import TimmBackbone, lora_targets, make_net
 from geopeft.models.registry import BackboneCard
 from geopeft.models.sizes import crop_map, pad_to_multiple
@@ -80,7 +80,7 @@ class GeopeftSmall(Backbone):
             for channel, wavelength in enumerate(RGB_UM):
                 self.stem.kernels[ANCHORS_UM.index(wavelength)] = kernel[:, channel]
 
-    def forward(self, x: Tensor, gsd_m: float = 10.0) -> list[Tensor]:
+    def forward(self, x: Tensor, gsd_m: float = 10.0, scene: Scene | None = None) -> list[Tensor]:
         height, width = x.shape[-2:]
         x = self.first(self.stem(pad_to_multiple(x, max(self.strides)), gsd_m))
         maps: list[Tensor] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from geopeft.models.backbones.backbone import Backbone
+from geopeft.models.backbones.backbone import Backbone, Scene
 from geopeft.models.decoders.blocks import ConvBlock
 from geopeft.models.registry import BackboneCard
 from geopeft.models.sizes import crop_map, pad_to_multiple
@@ -31,7 +31,7 @@ class ScratchEncoder(Backbone):
             for i, o in zip(widths[:-1], widths[1:], strict=True)
         )
 
-    def forward(self, x: Tensor, gsd_m: float = 10.0) -> list[Tensor]:
+    def forward(self, x: Tensor, gsd_m: float = 10.0, scene: Scene | None = None) -> list[Tensor]:
         height, width = x.shape[-2:]
         x = pad_to_multiple(x, self.strides[-1])
         maps = []

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from geopeft.errors import JobError, WeightsError
-from geopeft.models.backbones import rgb_bands
-from geopeft.models.backbones.backbone import Backbone, load_exactly
+from geopeft.models.backbones.backbone import Backbone, Scene, load_exactly
+from geopeft.models.cards.timm import rgb_bands
 from geopeft.models.registry import BackboneCard, WeightsSource
 from geopeft.models.sizes import crop_map, pad_to_multiple
 
@@ -102,7 +102,7 @@ class TimmBackbone(Backbone):
         kept = self.net.state_dict().keys()
         load_exactly(self.net, {k: v for k, v in state.items() if k in kept or k not in self._published}, self.name)
 
-    def forward(self, x: Tensor, gsd_m: float = 10.0) -> list[Tensor]:
+    def forward(self, x: Tensor, gsd_m: float = 10.0, scene: Scene | None = None) -> list[Tensor]:
         height, width = x.shape[-2:]
         x = pad_to_multiple(x[:, self._order], max(self.strides))
         features: Any = self.net.forward_intermediates
