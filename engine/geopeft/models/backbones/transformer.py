@@ -1,7 +1,7 @@
 """Plain vision transformers: tokens, blocks, and a map after each of four evenly spaced blocks.
 
-A backbone of this kind says how an image becomes tokens and how tokens become a map; what runs between, and what prompts
-and side networks add to it, is here once for all.
+A backbone of this kind says how an image becomes tokens and how tokens become a map; what runs between, and what
+prompts and side networks add to it, is here once for all.
 """
 
 from __future__ import annotations
