@@ -34,6 +34,7 @@ from tests import error_codes, faults, language_files, qgis_versions, store, vis
 BUILD = ROOT / "build"
 CONFIG = ROOT / "engine" / "pyproject.toml"
 SCHEMA = ROOT / "resources" / "schema" / "job.json"
+TABLES = SCHEMA.with_name("models.json")
 LANGUAGES = ROOT / "resources" / "i18n"
 QT6_LOCK = ROOT / "tests" / "qt6" / "requirements.lock"
 # What the plugin's folder holds, in a zip and in a profile: the entries of geopeft_qgis/ and these beside them.
@@ -126,11 +127,26 @@ def current_schema() -> str:
     return json.dumps(json.loads(answer.stdout), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
+def current_tables() -> str:
+    """What the plugin offers of the engine's tables: backbones, adapters and decoders."""
+    answer = run([engine_python(), "-I", "-m", "geopeft", "models"], stdout=subprocess.PIPE)
+    if answer.returncode:
+        raise Failure("The engine could not list its models: see the lines above.")
+    found = json.loads(answer.stdout)
+    kept = ("name", "title", "licence", "restricted", "terms", "adapters")
+    tables = {kind: [{k: row[k] for k in kept if k in row} for row in found[kind]] for kind in sorted(found)}
+    return json.dumps(tables, indent=1, ensure_ascii=False) + "\n"
+
+
+def made_from_code() -> dict[Path, str]:
+    """The files that are made from the engine's code, and what they must hold."""
+    return {SCHEMA: current_schema(), TABLES: current_tables(), error_codes.TABLE: error_codes.table()}
+
+
 def command_schema(arguments: argparse.Namespace) -> int:
     SCHEMA.parent.mkdir(parents=True, exist_ok=True)
-    SCHEMA.write_text(current_schema(), encoding="utf-8", newline="\n")
-    error_codes.TABLE.write_text(error_codes.table(), encoding="utf-8", newline="\n")
-    for path in (SCHEMA, error_codes.TABLE):
+    for path, text in made_from_code().items():
+        path.write_text(text, encoding="utf-8", newline="\n")
         say(f"{path.relative_to(ROOT)}: written")
     return 0
 
@@ -382,7 +398,7 @@ def schema_is_current() -> bool:
     """Whether the files that `build.py schema` writes are what the code gives now."""
     stale = [
         path
-        for path, wanted in ((SCHEMA, current_schema()), (error_codes.TABLE, error_codes.table()))
+        for path, wanted in made_from_code().items()
         if not path.is_file() or path.read_text(encoding="utf-8") != wanted
     ]
     for path in stale:
@@ -807,7 +823,7 @@ def parser() -> argparse.ArgumentParser:
     engine.add_argument("--wheels", type=Path, help="an offline kit, or a folder with all wheels, uv's too")
     link = add("link", command_link, "put the plugin into a QGIS profile, as links to this folder")
     link.add_argument("--profile", type=Path, help="the profile's folder; else the default profile")
-    add("schema", command_schema, "write resources/schema from the engine's job types, and the table of its errors")
+    add("schema", command_schema, "write resources/schema from the engine's job types and tables, and the table of its errors")
     add("strings", command_strings, "bring the language files in resources/i18n up to date with the code")
     lock = add("lock", command_lock, "pin all packages with hashes, for Linux, Windows and macOS")
     lock.add_argument("--upgrade", action="store_true", help="take the newest releases")

@@ -20,7 +20,7 @@ ORDER = (
     "errors events watched job holding writing checkpoint data models accuracy objective tensors package stac "
     "classical applicability mapper runtime training pretext pretraining pretrain forest baselines blending "
     "texture_tiles labelled_pixels scenes starting prepare holdout judging report fit evaluate vectorize class_raster "
-    "preview advice sampling onnx inspecting predict comparison quicklook devices probe schema __main__"
+    "preview advice sampling onnx inspecting predict comparison quicklook devices study probe schema __main__"
 ).split()
 # What the direction alone would allow.
 KNOWS_NOTHING_OF = {

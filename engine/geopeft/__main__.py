@@ -37,6 +37,7 @@ JOBS = {
     "sample": "geopeft.sampling.sample",
     "area": "geopeft.sampling.area",
     "compare": "geopeft.comparison.compare",
+    "study": "geopeft.study.study",
     "export": "geopeft.onnx.export",
     "inspect": "geopeft.inspecting",
     "report": "geopeft.report",

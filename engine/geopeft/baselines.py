@@ -32,7 +32,7 @@ def build_unet(spec: ModelSpec, seed: int) -> SegmentationModel:
     """A UNet of random values on all bands of `spec`, of which everything is trained."""
     torch.manual_seed(seed)
     changes = {"backbone": _UNET_BACKBONE, "adapter": "full", "decoder": "unet", "probe": False, "resample": 1.0}
-    return build(spec.model_copy(update=changes), None, pretrained=False)
+    return build(spec.model_copy(update=changes | {"metadata": False}), None, pretrained=False)
 
 
 def winner_sentence(miou: float | None, baselines: dict[str, dict[str, Any]]) -> str:

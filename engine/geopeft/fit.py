@@ -123,7 +123,7 @@ def _train(
     names = [c.name for c in classes]
     size, fill = spec.chip_size_px, fill_values(spec.bands)
     begun = time.monotonic()
-    with ChipReader(prepared.infos, prepared.bands, prepared.labels, prepared.units) as reader:
+    with ChipReader(prepared.infos, prepared.bands, prepared.labels, prepared.units, prepared.chronicle) as reader:
         sites = find_sites(reader, seed=job.seed)
         _check_sites(sites, names)
         held = hold_out(job, prepared, reader, sites, reporter, start)
@@ -139,6 +139,7 @@ def _train(
         classical = lesson.classical(taught)
         _teach_probe(model, start, taught, classes)
         pace = start.pace(classes) if start is not None else Pace()
+        pace = replace(pace, rate=pace.rate * job.rate)
         kept = Checkpoint(checkpoint, "fit", _identity(job, prepared, model, reader, held))
         trusts = held.places >= TRUSTED_PLACES * len(names)
         trainer = Trainer(model, lesson.sampler(held), held.chips, reporter, trusts, pace=pace, checkpoint=kept)
@@ -165,7 +166,7 @@ def _train(
             trainer.finish(everything, math.ceil(trainer.best_step * last), done, end, keep=bool(more))
             classical = lesson.classical(pixels)
         final, until = model.trainable_state(), trainer.best_step
-        course = Course(initial, steps, until, step_s * until, end)
+        course = Course(initial, steps, until, step_s * until, end, job.rate)
         judged = judge_folds(lesson, model, folds, first, course, kept, reporter) if more else [first]
         model.load_trainable_state(final)
     blocks = np.unique(blocks_of(sites, size), axis=0, return_inverse=True)[1].ravel()

@@ -15,6 +15,7 @@ from geopeft.applicability import Applicability, find_applicability
 from geopeft.classical import classical_graph
 from geopeft.data.chips import SQUARE_PX, ChipReader, Site
 from geopeft.models import SegmentationModel
+from geopeft.models.metadata import scene_of
 from geopeft.models.spec import InputBand
 from geopeft.models.texture import Texture, describe_texture, principal_components
 from geopeft.objective import fit_blend
@@ -119,7 +120,9 @@ def gather_pixels(
         with torch.inference_mode():
             features.append(texture(raw)[0].numpy()[:, *at].T)
             if model.probe is not None:
-                maps, _ = model.encode(raw.to(model.scale.device))
+                maps, _ = model.encode(
+                    raw.to(model.scale.device), scene_of(chip.taken, model.spec, model.scale.device)
+                )
                 deep.append(model.probe.features(maps, height, width)[0].cpu().numpy()[:, *at].T)
         owners.append(own[:, 0])
     owner = np.concatenate(owners)

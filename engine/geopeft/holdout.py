@@ -65,7 +65,7 @@ def hold_out(
     if job.validation_labels:
         styles = [ClassStyle(value=c.value, name=c.name, color=c.color) for c in prepared.labels.classes]
         given = labels_of(job, job.validation_labels, prepared.infos, styles, reporter, minimum_classes=1)
-        with ChipReader(prepared.infos, prepared.bands, given, prepared.units) as other:
+        with ChipReader(prepared.infos, prepared.bands, given, prepared.units, prepared.chronicle) as other:
             other_sites = find_sites(other, seed=job.seed)
             chips = covering_chips(other, other_sites, size, MAX_VALIDATION_CHIPS, job.seed)
         places, sentence = len(other_sites), "the validation labels given"

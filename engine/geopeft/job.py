@@ -55,6 +55,7 @@ LabelsField: Any = Field(description="label layer as FILE or FILE:layer, or a la
 ClassField: Any = Field(default="", description="text or integer field with the class; empty: the only one there is")
 DeviceField: Any = Field(default="auto", description="where to compute")
 WeightsField: Any = Field(default="", description="folder with pretrained weights, searched first")
+LicenceField: Any = Field(default=False, description="accept the licence of weights whose use it limits; asked once")
 JsonField: Any = Field(default="", description="file for the figures, as JSON")
 BackgroundField: Any = Field(
     default="", description="name of a class made of the unlabelled pixels inside the labels' extent or the area"
@@ -92,6 +93,7 @@ class FitJob(Job):
     adapter: str = Field(default="lora", description="how the backbone is tuned")
     decoder: str = Field(default="unet", description="how features become a map")
     from_scratch: bool = Field(default=False, description="start the backbone from random values; needs adapter full")
+    metadata: bool = Field(default=False, description="tell the backbone when and where chips were taken")
     bands: tuple[str, ...] = BandsField
     radiometry: Radiometry = RadiometryField
     background: str = BackgroundField
@@ -99,11 +101,14 @@ class FitJob(Job):
     classes: tuple[ClassStyle, ...] = Field(default=(), description="names, order and colours of the classes")
     line_width_px: float = LineWidthField
     rank: int = RankField
+    prompt_tokens: int = Field(default=100, ge=1, le=1000, description="tokens in front of each block, with vpt")
     steps: int = Field(default=0, ge=0, description="training steps; 0: chosen from the labels")
+    rate: float = Field(default=1.0, gt=0, le=1000, description="factor of the usual learning rates")
     max_minutes: float = Field(default=0.0, ge=0, description="time budget in minutes; 0: none")
     seed: int = SeedField
     device: Device = DeviceField
     weights_dir: str = WeightsField
+    accept_licence: bool = LicenceField
     json_file: str = JsonField
     report: str = PageField
 
@@ -134,6 +139,7 @@ class PretrainJob(Job):
     seed: int = SeedField
     device: Device = DeviceField
     weights_dir: str = WeightsField
+    accept_licence: bool = LicenceField
     json_file: str = JsonField
 
     help: ClassVar[str] = "adapt a backbone to unlabelled rasters"
@@ -320,6 +326,52 @@ class CompareJob(Job):
     help: ClassVar[str] = "compare two maps or models"
 
 
+class StudyJob(Job):
+    """Compare backbones, adapters and decoders on labels of one region and of another one that no run has seen."""
+
+    job: Literal["study"] = "study"
+    rasters: tuple[str, ...] = RastersField
+    labels: str = LabelsField
+    class_field: str = ClassField
+    unseen_rasters: tuple[str, ...] = Field(min_length=1, description="rasters of a region that teaches nothing")
+    unseen_labels: str = Field(description="labels of that region, as FILE or FILE:layer, or a label raster")
+    unseen_area: str = Field(default="", description="polygons that bound the background class in that region")
+    out: str = Field(description="table to write, NAME.csv; a study that was stopped goes on from it")
+    backbones: tuple[str, ...] = Field(default=("auto",), description="names of backbones; auto chooses one")
+    adapters: tuple[str, ...] = Field(default=("frozen", "lora", "full"), description="how backbones are tuned")
+    decoders: tuple[str, ...] = Field(default=("unet",), description="how features become a map")
+    metadata: tuple[Literal["off", "on"], ...] = Field(
+        default=("off",), description="without or with time and place, for backbones that take them: off, on"
+    )
+    baselines: tuple[str, ...] = Field(
+        default=("random-forest", "scratch_unet"),
+        description="what else is trained: random-forest, or backbones that are trained whole",
+    )
+    fractions: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        default=(1.0,), description="shares of the labelled places that teach, at least one of each class"
+    )
+    seeds: int = Field(default=5, ge=1, le=100, description="runs of each kind, from the first seed on")
+    rates: tuple[Annotated[float, Field(gt=0, le=1000)], ...] = Field(
+        default=(0.3, 1.0, 3.0), description="factors of the learning rates to choose from; one or none: no search"
+    )
+    search_steps: int = Field(default=60, ge=1, description="training steps of a run that a rate is chosen by")
+    steps: int = Field(default=0, ge=0, description="training steps; 0: chosen from the labels")
+    processes: int = Field(default=1, ge=1, le=64, description="runs at the same time; several GPUs are shared out")
+    bands: tuple[str, ...] = BandsField
+    radiometry: Radiometry = RadiometryField
+    background: str = BackgroundField
+    area: str = AreaField
+    line_width_px: float = LineWidthField
+    rank: int = RankField
+    seed: int = SeedField
+    device: Device = DeviceField
+    weights_dir: str = WeightsField
+    json_file: str = JsonField
+    report: str = Field(default="", description="HTML file for the page; empty: beside the table")
+
+    help: ClassVar[str] = "compare backbones, adapters and decoders on labels and an unseen region"
+
+
 class ExportJob(Job):
     """Write a model package as ONNX."""
 
@@ -406,6 +458,7 @@ AnyJob = (
     | SampleJob
     | AreaJob
     | CompareJob
+    | StudyJob
     | ExportJob
     | InspectJob
     | ReportJob
@@ -426,6 +479,7 @@ JOB_TYPES: dict[str, type[Job]] = {
         SampleJob,
         AreaJob,
         CompareJob,
+        StudyJob,
         ExportJob,
         InspectJob,
         ReportJob,

@@ -10,7 +10,7 @@ import contextlib
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -79,6 +79,7 @@ class Course:
         steps, until: the steps that its rates were planned for, and the step of the weights that were kept.
         seconds: what so many steps took; 0 where that is not known.
         deadline: no training begins that would end after it (time.monotonic()).
+        rate: factor of the learning rates.
     """
 
     initial: Mapping[str, Tensor]
@@ -86,6 +87,7 @@ class Course:
     until: int
     seconds: float
     deadline: float
+    rate: float = 1.0
 
 
 def trainings(folds: int, baselines: Sequence[str]) -> int:
@@ -168,6 +170,7 @@ class _Work:
         # Each fold is the same whatever was done before it in this run.
         torch.manual_seed(self._lesson.seed + number)
         heard = _InFold(self._reporter, self._done, self._total)
+        pace = replace(pace or Pace(), rate=course.rate)
         trainer = Trainer(model, self._lesson.sampler(held, number), (), heard, False, pace=pace)
         done = trainer.train(course.steps, deadline=course.deadline, until=course.until)
         if done < course.until:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from geopeft.applicability import Applicability
+from geopeft.data.acquisition import Chronicle, Whereabouts
 from geopeft.data.bands import Band, resolve_bands
 from geopeft.data.normalize import assume_radiometry
 from geopeft.data.raster import RasterInfo, band_statistics
@@ -41,12 +42,17 @@ class Mapper(ABC):
 
     @abstractmethod
     def look(
-        self, values: np.ndarray, valid: np.ndarray, asked: Sequence[tuple[slice, slice]]
+        self,
+        values: np.ndarray,
+        valid: np.ndarray,
+        asked: Sequence[tuple[slice, slice]],
+        taken: Whereabouts | None = None,
     ) -> tuple[np.ndarray, list[np.ndarray]]:
         """As `probabilities`, and the dissimilarity of some pixels, which hardly costs anything beside it.
 
         Args:
             asked: rows and columns of each chip; empty: nothing is asked. Only for a model with `seen`.
+            taken: when and where, for a model that is told; None: not known.
 
         Returns:
             The probabilities, and (rows, columns) float32 of each chip.
@@ -55,6 +61,10 @@ class Mapper(ABC):
     def probabilities(self, values: np.ndarray, valid: np.ndarray) -> np.ndarray:
         """(B, K, h, w) float32 from raster values (B, C, h, w) and their valid masks (B, h, w)."""
         return self.look(values, valid, ())[0]
+
+    def chronicle_of(self, info: RasterInfo, bands: Sequence[Band], reporter: Reporter) -> Chronicle | None:
+        """When and where the raster was taken, where the model is told; `bands` are in the model's order."""
+        return None
 
     def bands_of(self, info: RasterInfo, override: Sequence[str]) -> tuple[Band, ...]:
         """The raster's bands in the model's order; PackageError names what is missing."""

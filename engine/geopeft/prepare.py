@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from geopeft.data.acquisition import Chronicle
 from geopeft.data.bands import Band, resolve_bands, select_bands
 from geopeft.data.labels import Labels, read_labels
 from geopeft.data.normalize import Radiometry, assume_radiometry, between
@@ -17,6 +18,8 @@ from geopeft.events import Reporter
 from geopeft.job import ClassStyle, FitJob
 from geopeft.job import Radiometry as AssumedRadiometry
 from geopeft.models.choose import choose_backbone, input_bands, match_or_refuse, resample_factor
+from geopeft.models.licences import require_licence
+from geopeft.models.metadata import chronicle_of, require_metadata
 from geopeft.models.registry import BackboneCard
 from geopeft.models.spec import ModelSpec
 
@@ -32,6 +35,7 @@ class Prepared:
     spec: ModelSpec
     radiometry: Radiometry
     units: tuple[tuple[np.ndarray, np.ndarray], ...]
+    chronicle: Chronicle | None = None
 
 
 def prepare(job: FitJob, reporter: Reporter) -> Prepared:
@@ -43,15 +47,20 @@ def prepare(job: FitJob, reporter: Reporter) -> Prepared:
     statistics, radiometry, units = pooled_units(infos, bands, job.radiometry, reporter)
     gsd_m = float(np.median([info.gsd_m for info in infos]))
     card, why = choose_backbone(job.backbone, chosen, gsd_m, job.weights_dir, reporter)
+    if not job.from_scratch:
+        require_licence(card, job.accept_licence)
     resample, resampling = resample_factor(card, gsd_m)
-    matched = match_or_refuse(card, chosen, bool(job.bands))
+    matched = match_or_refuse(card, chosen, bool(job.bands), dates=True)
+    if job.metadata:
+        require_metadata(card)
     model_bands, matching = input_bands(card, matched, chosen, statistics, radiometry)
     for sentence in (radiometry.sentence, why, resampling, _bands_sentence(card, matched, chosen), matching):
         if sentence:
             reporter.message(sentence)
     spec = ModelSpec(
         backbone=card.name,
-        adapter=job.adapter if job.adapter in card.adapters else card.adapters[0],
+        # Nobody has asked for the default; another adapter that does not fit is refused where the model is built.
+        adapter=card.adapters[0] if job.adapter == "lora" and "lora" not in card.adapters else job.adapter,
         decoder=job.decoder,
         bands=model_bands,
         num_classes=len(labels.classes),
@@ -59,6 +68,8 @@ def prepare(job: FitJob, reporter: Reporter) -> Prepared:
         resample=resample,
         probe=card.pretrained and not job.from_scratch and job.decoder != "linear",
         rank=job.rank,
+        metadata=job.metadata,
+        prompt_tokens=job.prompt_tokens,
         chip_size_px=card.chip_size_px,
     )
     if job.from_scratch and spec.adapter != "full":
@@ -67,7 +78,9 @@ def prepare(job: FitJob, reporter: Reporter) -> Prepared:
         )
     if spec.adapter != job.adapter:
         reporter.warn(f"{card.title} cannot be tuned by '{job.adapter}': '{spec.adapter}' is used.")
-    return Prepared(infos, bands, labels, card, spec, radiometry, units)
+    return Prepared(
+        infos, bands, labels, card, spec, radiometry, units, chronicle_of(spec, infos, bands, reporter)
+    )
 
 
 def labels_of(

@@ -30,6 +30,7 @@ from geopeft.models.backbones import BACKBONES
 from geopeft.models.backbones.adapted import FORMAT
 from geopeft.models.backbones.backbone import Backbone
 from geopeft.models.choose import input_bands, match_for, match_or_refuse, named_card, resample_factor
+from geopeft.models.licences import require_licence
 from geopeft.models.registry import BackboneCard, load_builder
 from geopeft.models.segmentation import BaseWeights, build_backbone, load_pretrained
 from geopeft.models.spec import InputBand, ModelSpec
@@ -48,6 +49,8 @@ def run(job: PretrainJob, reporter: Reporter) -> dict[str, Any]:
     """Runs a pretrain job; the outputs name the file and give the curve."""
     out = _out_path(job.out)
     card = named_card(job.backbone)
+    if job.start != "nothing":
+        require_licence(card, job.accept_licence)
     scenes = _scenes(job, card, reporter)
     torch.manual_seed(job.seed)
     backbone, base, started_from = _start(job, card, scenes, reporter)

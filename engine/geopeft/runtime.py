@@ -14,11 +14,14 @@ from rasterio.windows import Window
 from geopeft import package
 from geopeft.applicability import MOST_POINTS, Applicability
 from geopeft.classical import Classical
+from geopeft.data.acquisition import Chronicle, Whereabouts
+from geopeft.data.bands import Band
 from geopeft.data.raster import RasterInfo, open_raster
 from geopeft.errors import DeviceError, PackageError
 from geopeft.events import Reporter
 from geopeft.mapper import Mapper
 from geopeft.models import SegmentationModel, build
+from geopeft.models.metadata import chronicle_of, scene_of
 from geopeft.models.spec import InputBand
 from geopeft.models.texture import Texture
 
@@ -139,15 +142,23 @@ class Runtime(Mapper):
         reach = self.classical.texture.radius_px if self.classical is not None else 0
         return min(max(self.window_px // 4, 4 * reach), self.window_px // 2)
 
+    def chronicle_of(self, info: RasterInfo, bands: Sequence[Band], reporter: Reporter) -> Chronicle | None:
+        """See `Mapper`."""
+        return chronicle_of(self.manifest.spec, [info], [bands], reporter)
+
     def look(
-        self, values: np.ndarray, valid: np.ndarray, asked: Sequence[tuple[slice, slice]]
+        self,
+        values: np.ndarray,
+        valid: np.ndarray,
+        asked: Sequence[tuple[slice, slice]],
+        taken: Whereabouts | None = None,
     ) -> tuple[np.ndarray, list[np.ndarray]]:
         """See `Mapper`."""
         raw = torch.from_numpy(fill_invalid(values, valid, self._fill)).to(self.device)
         share, result = self.network_share, np.zeros(0)
         if share > 0:
             with torch.inference_mode():
-                logits = self.model(raw).float()
+                logits = self.model(raw, scene_of(taken, self.manifest.spec, self.device)).float()
                 result = (logits / self.manifest.blend.temperature).softmax(1).cpu().numpy()
         features = self.classical.features(raw) if self.classical is not None and (share < 1 or asked) else None
         if share < 1 and self.classical is not None and features is not None:
@@ -252,6 +263,7 @@ def map_raster(
     every_px = every_px if runtime.seen is not None else 0
     bands = runtime.bands_of(info, override)
     affine = runtime.to_model_units(info, bands, reporter)
+    chronicle = runtime.chronicle_of(info, bands, reporter)
     height, width = info.geobox.shape
     size = (min(runtime.window_px, height), min(runtime.window_px, width))
     tops, lefts = (window_starts(n, s, runtime.overlap_px) for n, s in zip((height, width), size, strict=True))
@@ -266,7 +278,7 @@ def map_raster(
             windows = [Window(left, top, size[1], size[0]) for left in lefts]
             for start in range(0, len(windows), BATCH):
                 batch = [w for w in windows[start : start + BATCH] if wanted is None or wanted(w)]
-                for window, values, mask, unlike in _mapped(runtime, reader.read, batch, affine, every_px):
+                for window, values, mask, unlike in _mapped(runtime, reader.read, batch, affine, every_px, chronicle):
                     left = int(window.col_off)
                     columns = blend_weights(size[1], runtime.overlap_px, left == 0, left == lefts[-1])
                     blend = rows[:, None] * columns
@@ -304,6 +316,7 @@ def _mapped(
     windows: Sequence[Window],
     affine: tuple[np.ndarray, np.ndarray],
     every_px: int,
+    chronicle: Chronicle | None,
 ) -> Iterator[tuple[Window, np.ndarray, np.ndarray, np.ndarray | None]]:
     """(window, probabilities (K, h, w), valid (h, w), dissimilarity of what is asked) of the windows that hold data."""
     chips = [(window, *read(window)) for window in windows]
@@ -313,6 +326,10 @@ def _mapped(
     scale, offset = affine
     values = np.stack([chip[1] for chip in chips]) * scale[:, None, None] + offset[:, None, None]
     asked = [_asked(window, every_px) for window, _, _ in chips] if every_px else []
-    result, unlike = runtime.look(values, np.stack([chip[2] for chip in chips]), asked)
+    taken = None
+    if chronicle is not None:
+        places = [(0, int(window.row_off), int(window.col_off)) for window, _, _ in chips]
+        taken = chronicle.of(places, *values.shape[-2:])
+    result, unlike = runtime.look(values, np.stack([chip[2] for chip in chips]), asked, taken)
     for number, (window, _, valid) in enumerate(chips):
         yield window, result[number], valid, unlike[number] if every_px else None

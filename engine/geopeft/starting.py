@@ -68,6 +68,7 @@ class Start:
             ("adapter", f"{own.adapter} of rank {own.rank}", f"{spec.adapter} of rank {spec.rank}"),
             ("decoder", own.decoder, spec.decoder),
             ("bands", _band_names(own.bands), _band_names(spec.bands)),
+            ("metadata", "on" if own.metadata else "off", "on" if spec.metadata else "off"),
             ("values", self.manifest.radiometry, radiometry),
         ):
             if mine != wanted:

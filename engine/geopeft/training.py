@@ -21,6 +21,7 @@ from geopeft.data.chips import Chip, ChipSampler
 from geopeft.errors import Canceled, OutputError
 from geopeft.events import Reporter
 from geopeft.models import SegmentationModel
+from geopeft.models.metadata import scene_of
 from geopeft.objective import balanced_cross_entropy
 from geopeft.runtime import fill_invalid, fill_values
 
@@ -29,7 +30,7 @@ EVALUATE_EVERY = 20
 PATIENCE = 8
 # The study's search found 7e-4 for LoRA and 4e-5 for full tuning (medians of five sets, up to 100 epochs); the short
 # runs here take a few times as much, and a decoder that starts from nothing more still.
-ADAPTER_LEARNING_RATES = {"lora": 1.5e-3, "full": 2e-4}
+ADAPTER_LEARNING_RATES = {"lora": 1.5e-3, "full": 2e-4, "vpt": 1e-3, "vit-adapter": 1e-3}
 DECODER_LEARNING_RATE = 2e-3
 # The probe is fitted already when training begins.
 PROBE_LEARNING_RATE = 1e-4
@@ -321,11 +322,15 @@ class Trainer:
 
     def _step(self, optimizer: torch.optim.Optimizer) -> float:
         self.model.train()
-        values, valid, class_ids = self._sampler.batch(BATCH)
+        told = self.model.spec.metadata
+        (values, valid, class_ids), taken = (
+            self._sampler.told_batch(BATCH) if told else (self._sampler.batch(BATCH), None)
+        )
+        scene = scene_of(taken, self.model.spec, self._device)
         raw = torch.from_numpy(fill_invalid(values, valid, self._fill)).to(self._device)
         truth = torch.from_numpy(class_ids.astype(np.int64)).to(self._device)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._half_backbone):
-            features, standardised = self.model.encode(raw)
+            features, standardised = self.model.encode(raw, scene)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._half):
             logits = self.model.decode(features, standardised)
         loss = balanced_cross_entropy(logits, truth, self._class_weights(class_ids))
@@ -394,7 +399,8 @@ class Trainer:
     def _logits(self, chip: Chip) -> np.ndarray:
         raw = torch.from_numpy(fill_invalid(chip.values[None], chip.valid[None], self._fill)).to(self._device)
         with torch.inference_mode():
-            logits: np.ndarray = self.model(raw).float()[0].cpu().numpy()
+            scene = scene_of(chip.taken, self.model.spec, self._device)
+            logits: np.ndarray = self.model(raw, scene).float()[0].cpu().numpy()
         return logits
 
     def _trained(self) -> dict[str, torch.Tensor]:

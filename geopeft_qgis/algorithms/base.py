@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -14,6 +14,7 @@ from qgis.core import (
     QgsProcessingException,
     QgsProcessingFeatureSourceDefinition,
     QgsProcessingFeedback,
+    QgsProcessingParameterBoolean,
     QgsProcessingParameterDefinition,
     QgsProcessingParameterEnum,
     QgsProcessingParameterFeatureSource,
@@ -238,9 +239,14 @@ class EngineAlgorithm(NamedAlgorithm):
         parameter = QgsProcessingParameterString(name, title, defaultValue=default, optional=True)
         self.add_advanced(parameter) if advanced else self.addParameter(parameter)
 
-    def add_choice(self, name: str, title: str, names: tuple[str, ...], default: str) -> None:
+    def add_choice(self, name: str, title: str, names: Sequence[str], default: str) -> None:
         """One of a few names; scripts give the name itself."""
         self.add_advanced(QgsProcessingParameterEnum(name, title, list(names), False, default, usesStaticStrings=True))
+
+    def add_licence(self) -> None:
+        """That the licence of weights whose use it limits is accepted."""
+        title = self.tr("I accept the licence of the weights, where it limits their use")
+        self.add_advanced(QgsProcessingParameterBoolean("ACCEPT_LICENCE", title, False))
 
     def add_whole_number(self, name: str, title: str, default: int, maximum: int) -> None:
         """A whole number from 0."""

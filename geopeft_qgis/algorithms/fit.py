@@ -18,21 +18,8 @@ from qgis.core import (
     QgsProcessingParameterNumber,
 )
 
+from ..model_tables import names, tables
 from .base import MODEL_FILTER, EngineAlgorithm, figure
-
-ADAPTERS = ("lora", "frozen", "full")
-DECODERS = ("unet", "linear")
-# What the dock and the help offer; any other name that the engine knows can be typed.
-BACKBONES = (
-    "auto",
-    "galileo_nano",
-    "galileo_tiny",
-    "galileo_base",
-    "geopeft_small",
-    "tf_efficientnet_lite0",
-    "vit_base_patch16_224.augreg_in21k",
-    "scratch_unet",
-)
 
 
 class FitAlgorithm(EngineAlgorithm):
@@ -60,7 +47,8 @@ class FitAlgorithm(EngineAlgorithm):
         "Classes can be added. Places that taught that model are not used to measure the accuracy."
     )
 
-    HELP_NAMES: Mapping[str, str] = {"backbones": ", ".join(BACKBONES[1:])}
+    def shortHelpString(self) -> str:  # noqa: N802
+        return super().shortHelpString().format(backbones=", ".join(row.name for row in tables()["backbones"]))
 
     def initAlgorithm(self, configuration: Any = None) -> None:  # noqa: N802
         """Declares parameters and outputs."""
@@ -86,8 +74,10 @@ class FitAlgorithm(EngineAlgorithm):
         )
         go_on = self.tr("Go on with this training where it was interrupted")
         self.add_advanced(QgsProcessingParameterBoolean("RESUME", go_on, True))
-        self.add_choice("ADAPTER", self.tr("Adapter"), ADAPTERS, ADAPTERS[0])
-        self.add_choice("DECODER", self.tr("Decoder"), DECODERS, DECODERS[0])
+        adapters, decoders = names("adapters", "lora"), names("decoders", "unet")
+        self.add_choice("ADAPTER", self.tr("Adapter"), adapters, adapters[0])
+        self.add_choice("DECODER", self.tr("Decoder"), decoders, decoders[0])
+        self.add_licence()
         self.add_text("BANDS", self.tr("Bands, by name or number, with commas"), advanced=True)
         self.add_line_width()
         self.add_whole_number("SEED", self.tr("Random seed"), 0, 2**31 - 1)
@@ -136,6 +126,7 @@ class FitAlgorithm(EngineAlgorithm):
             "backbone": self.parameterAsString(parameters, "BACKBONE", context).strip() or "auto",
             "adapter": self.parameterAsEnumString(parameters, "ADAPTER", context),
             "decoder": self.parameterAsEnumString(parameters, "DECODER", context),
+            "accept_licence": self.parameterAsBool(parameters, "ACCEPT_LICENCE", context),
             **self._reading_fields(parameters, context),
             "max_minutes": self.parameterAsDouble(parameters, "MAX_MINUTES", context),
             "seed": self.parameterAsInt(parameters, "SEED", context),

@@ -52,6 +52,7 @@ class PretrainAlgorithm(EngineAlgorithm):
         self.add_text("BANDS", self.tr("Bands, by name or number, with commas"), advanced=True)
         self.add_whole_number("SEED", self.tr("Random seed"), 0, 2**31 - 1)
         self.add_whole_number("STEPS", self.tr("Training steps at most"), 2000, 1_000_000)
+        self.add_licence()
         self.add_device()
         self.addParameter(
             QgsProcessingParameterFileDestination(
@@ -77,6 +78,7 @@ class PretrainAlgorithm(EngineAlgorithm):
             "adapter": self.parameterAsEnumString(parameters, "ADAPTER", context),
             "teacher": [name.strip() for name in teachers.split(",") if name.strip()],
             "bands": self._band_names(parameters, context),
+            "accept_licence": self.parameterAsBool(parameters, "ACCEPT_LICENCE", context),
             "max_minutes": self.parameterAsDouble(parameters, "MAX_MINUTES", context),
             "seed": self.parameterAsInt(parameters, "SEED", context),
             "steps": max(1, self.parameterAsInt(parameters, "STEPS", context)),

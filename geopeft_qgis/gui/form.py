@@ -15,14 +15,15 @@ from qgis.core import (
     QgsVectorLayer,
 )
 from qgis.gui import QgsCollapsibleGroupBox, QgsFileWidget, QgsMapLayerComboBox
-from qgis.PyQt.QtCore import pyqtSignal
+from qgis.PyQt.QtCore import Qt, pyqtSignal
 from qgis.PyQt.QtWidgets import QComboBox, QFormLayout, QHBoxLayout, QLabel, QLineEdit, QSpinBox, QVBoxLayout, QWidget
 
 from .. import settings
-from ..algorithms.fit import BACKBONES
 from ..label_layer import free_path
 from ..layers import LayerError, raster_parameter
+from ..model_tables import tables
 from ..sources import needs_rendering
+from . import licence
 from .label_panel import LabelPanel
 from .runs import TrainingRequest
 
@@ -49,7 +50,10 @@ class TrainingForm(QWidget):
         self.labels = LabelPanel(iface)
         self.backbone_box = QComboBox()
         self.backbone_box.setEditable(True)
-        self.backbone_box.addItems(BACKBONES)
+        self.backbone_box.addItem("auto")
+        for row in tables()["backbones"]:
+            self.backbone_box.addItem(row.name)
+            self.backbone_box.setItemData(self.backbone_box.count() - 1, row.title, Qt.ItemDataRole.ToolTipRole)
         self.backbone_box.setToolTip(self.tr("auto chooses by bands and pixel size; any timm name can be typed."))
         self.background_edit = QLineEdit()
         self.background_edit.setPlaceholderText(self.tr("none"))
@@ -174,13 +178,18 @@ class TrainingForm(QWidget):
         raster = sources["RASTERS"][0]
         fit: dict[str, Any] = {
             **sources,
-            "BACKBONE": self.backbone_box.currentText().strip() or "auto",
+            "BACKBONE": self.backbone(),
+            "ACCEPT_LICENCE": licence.accepted(self.backbone()),
             "MAX_MINUTES": self.minutes_box.value(),
             "DEVICE": settings.device(),
             "MODEL": str(model),
             **(more or {}),
         }
         return TrainingRequest(fit, raster, model, free_path(model.with_name(f"{model.stem}_map.tif")), polygons)
+
+    def backbone(self) -> str:
+        """The name of the backbone that is to be tuned."""
+        return self.backbone_box.currentText().strip() or "auto"
 
     def _arrange(self) -> None:
         for box in (self.raster_box, self.backbone_box):

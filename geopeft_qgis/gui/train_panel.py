@@ -28,6 +28,7 @@ from ..results import load_result
 from ..sample import open_sample
 from .curve import CurveWidget
 from .form import TrainingForm
+from .licence import may_use
 from .preview import Preview
 from .runs import TrainAndMap, as_engine_outputs
 from .source_row import SourceRow
@@ -107,7 +108,7 @@ class TrainPanel(QScrollArea):
 
     def start(self) -> None:
         """The big button."""
-        if self.busy or not self._engine_ready:
+        if self.busy or not self._engine_ready or not may_use(self.form.backbone(), self):
             return
         self.result_label.clear()
         self._reported = Path()

@@ -32,6 +32,8 @@ PAIRS = [
     if name in (*FIRST.values(), "resnet18", "vit_tiny_patch16_224") or adapter in ("lora", BACKBONES[name].adapters[0])
 ]
 SIZE = (45, 70)
+# Adapters that add modules or parameters to a backbone, and what is in the names of those.
+ADDED = {"vpt": "prompts", "vit-adapter": "side"}
 
 
 @pytest.fixture(autouse=True)
@@ -44,9 +46,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def reduced(card: BackboneCard) -> dict[str, Any]:
     """The row's options with fewer and narrower blocks, so that large backbones are quick to test."""
-    if card.name.startswith("vit_"):
-        return {**card.options, "depth": 2}
     options = dict(card.options)
+    if card.name.startswith("vit_"):
+        options["depth"] = 2
+    if "channels" in options:
+        options |= {"layers": (1, 1, 1, 1), "channels": (16, 24, 32, 48)}
     if "depth" in options:
         options["depth"] = min(options["depth"], 4)
     if options.get("dim", 0) > 192:
@@ -94,7 +98,7 @@ def shaken(model: SegmentationModel) -> SegmentationModel:
             if parameter.requires_grad:
                 parameter.add_(torch.randn_like(parameter), alpha=0.3 if name.startswith("head") else 0.03)
         for name, buffer in model.named_buffers():
-            if name.endswith("running_var") and model.spec.adapter == "full":
+            if name.endswith("running_var") and model.spec.adapter in ("full", "vit-adapter"):
                 buffer *= 1.1
     return model
 
@@ -119,14 +123,14 @@ def test_a_backbone_gives_the_maps_it_announces(backbone: str) -> None:
 def test_a_card_says_what_it_is(backbone: str) -> None:
     card = BACKBONES[backbone]
     assert card.title and card.licence and card.paper.startswith("https://")
-    assert card.unit in ("reflectance10000", "display") and card.normalize in ("mean2std", "zscore")
+    assert card.unit in ("reflectance10000", "display") and card.normalize in ("mean2std", "zscore", "reflectance")
     assert set(card.adapters) <= set(ADAPTERS.names())
     assert card.weights.sha256 == "" or len(card.weights.sha256) == 64
     assert card.weights.revision == "" or len(card.weights.revision) == 40
     for band in card.bands:
         scale, offset = card.normalization(band.name)
         assert band.std > 0 and 0.3 < band.wavelength_um < 15
-        at_mean = 0.5 if card.normalize == "mean2std" else 0.0
+        at_mean = {"mean2std": 0.5, "zscore": 0.0, "reflectance": band.mean / 10_000}[card.normalize]
         assert band.mean * scale + offset == pytest.approx(at_mean, abs=1e-9)
 
 
@@ -143,6 +147,8 @@ def test_gradients_go_only_where_the_adapter_says(backbone: str, adapter: str) -
             trains = True
         elif adapter == "lora":
             trains = ".lora_" in name
+        elif adapter in ADDED:
+            trains = ADDED[adapter] in inside.split(".")
         else:
             trains = adapter == "full" and inside not in model.backbone.never_trained
         assert parameter.requires_grad is trains, name
@@ -150,7 +156,8 @@ def test_gradients_go_only_where_the_adapter_says(backbone: str, adapter: str) -
     assert (counts["backbone_trainable"] > 0) is (adapter != "frozen")
     if adapter != "full":
         after = model.backbone.state_dict()
-        assert all(torch.equal(before[key], after[key]) for key in before)
+        # The batch statistics of a side network are its own.
+        assert all(torch.equal(before[key], after[key]) for key in before if not key.startswith("side."))
 
 
 @pytest.mark.parametrize(("backbone", "adapter"), PAIRS)
@@ -172,6 +179,7 @@ def test_what_is_saved_gives_the_same_map(backbone: str, adapter: str) -> None:
 def base_values(model: SegmentationModel) -> dict[str, torch.Tensor]:
     """What stands for the published weights, under the names of the plain backbone."""
     plain = {k.replace(".base_layer.", "."): v for k, v in model.backbone.state_dict().items() if ".lora_" not in k}
+    plain = {k: v for k, v in plain.items() if not {"prompts", "side"} & {*k.split(".")}}
     return copy.deepcopy(plain)
 
 
@@ -223,6 +231,8 @@ ONNX_ROWS = [
         for name in (*FIRST.values(), "vit_tiny_patch16_224")
     ),
     ("galileo_nano", "frozen", "linear", 0.37),
+    ("galileo_nano", "vpt", "linear", 1.0),
+    ("galileo_nano", "vit-adapter", "linear", 1.0),
     ("tf_efficientnet_lite0", "full", "linear", 2.0),
 ]
 

@@ -35,6 +35,7 @@ def test_provider_lists_the_algorithms(provider):
     ]
     for algorithm in provider.algorithms():
         assert algorithm.shortHelpString() and algorithm.helpUrl().startswith("https://")
+        assert "{" not in algorithm.shortHelpString()
         assert algorithm.displayName()[0].isupper()
         assert not algorithm.icon().isNull()
 

@@ -207,3 +207,34 @@ def test_an_accuracy_that_says_little_comes_with_advice(qgis_app, results, text)
     from geopeft_qgis.gui.train_panel import accuracy_text
 
     assert accuracy_text(results) == text
+
+
+@pytest.fixture
+def restricted(monkeypatch):
+    """A table in which one backbone's licence limits its use."""
+    from geopeft_qgis import model_tables, settings
+
+    rows = (model_tables.Row("theirs", "Theirs", "CC-BY-NC-4.0", True, "https://example.org/terms", ("lora",)),)
+    kept = model_tables.tables()
+    monkeypatch.setattr(model_tables, "tables", lambda: {**kept, "backbones": (*kept["backbones"], *rows)})
+    yield rows[0]
+    settings.put("licence/theirs", "")
+
+
+def test_a_licence_that_limits_the_use_is_asked_for_once(panel, restricted, monkeypatch):
+    from qgis.PyQt.QtWidgets import QMessageBox
+
+    asked = []
+    answers = [QMessageBox.StandardButton.No, QMessageBox.StandardButton.Yes]
+    monkeypatch.setattr(QMessageBox, "exec", lambda box: (asked.append(box.text()), answers[len(asked) - 1])[1])
+    panel.form.backbone_box.setCurrentText("theirs")
+    panel.start()
+    assert not panel.busy and "CC-BY-NC-4.0" in asked[0] and "https://example.org/terms" in asked[0]
+    assert panel.form.request({}, False).fit["ACCEPT_LICENCE"] is False
+    panel.start()
+    assert panel.busy
+    wait_until(lambda: panel._training is None)
+    assert panel.form.request({}, False).fit["ACCEPT_LICENCE"] is True
+    panel.start()
+    assert len(asked) == 2
+    wait_until(lambda: panel._training is None)

@@ -9,10 +9,14 @@ A role is a STAC-like common name (`ROLES`), or "" where nothing says what the b
 3. A wavelength: in the band's tags, in its name ("0.418 um"), or in a list in the dataset's tags. Of several bands that
    fall into one role (hyperspectral), the one nearest to the role's centre gets it.
 4. The colour interpretation: red, green, blue, nir.
+
+A name may end in a date, "B04 2024-06-12": a raster may hold the same bands of several dates. The rules see the name
+without it, date by date.
 """
 
 from __future__ import annotations
 
+import datetime
 import difflib
 import math
 import re
@@ -92,6 +96,7 @@ _NOISE = frozenset(
     "micrometers micrometer nanometers nanometer".split()
 )
 _CODE = re.compile(r"^b(?:and)?(0?)(\d{1,2})(a?)$")
+_DATED = re.compile(r"^(.*?\S)[ _@-]+((?:19|20)\d\d-[01]\d-[0-3]\d)$")
 _LENGTH = re.compile(r"(\d+(?:[.,]\d+)?)\s*(um|µm|μm|micro ?met(?:er|re)s?|nm|nano ?met(?:er|re)s?)\b", re.IGNORECASE)
 _GENERIC = re.compile(r"^(band|layer|channel|gray|grey)?[ _-]*(index)?[ _-]*\d*$")
 
@@ -116,12 +121,14 @@ class Band:
         name: its description, else "Band N".
         wavelength_um: centre wavelength; None where nobody says it.
         common: its role, one of `ROLES`, or "".
+        date: YYYY-MM-DD where the name ends in it, else "".
     """
 
     index: int
     name: str
     wavelength_um: float | None = None
     common: str = ""
+    date: str = ""
 
     @property
     def spectral(self) -> bool:
@@ -129,6 +136,13 @@ class Band:
         if is_not_spectral(self.name) or self.common == "thermal":
             return False
         return bool(self.common) or (self.wavelength_um is not None and 0.3 <= self.wavelength_um < 3.0)
+
+
+class DatedBand(NamedBand, Protocol):
+    """A band that may be of one of several dates."""
+
+    @property
+    def date(self) -> str: ...
 
 
 class HasBands(Protocol):
@@ -141,6 +155,7 @@ class HasBands(Protocol):
 
 
 WantedBand = TypeVar("WantedBand", bound=NamedBand)
+WantedDated = TypeVar("WantedDated", bound=DatedBand)
 
 
 @dataclass(frozen=True)
@@ -168,6 +183,40 @@ def name_bands(facts: Sequence[BandFacts], tags: Mapping[str, str], file_name: s
         file_name: the products of space agencies name the sensor there.
     """
     listed = _listed_wavelengths(tags, len(facts))
+    by_date: dict[str, list[int]] = {}
+    for position, fact in enumerate(facts):
+        by_date.setdefault(split_date(fact.description.strip())[1], []).append(position)
+    if set(by_date) <= {""}:
+        return _name_one_date(facts, listed, tags, file_name)
+    named: dict[int, Band] = {}
+    for date, positions in by_date.items():
+        own = [facts[at] for at in positions]
+        plain = [replace(fact, description=split_date(fact.description.strip())[0]) for fact in own]
+        bands = _name_one_date(plain, [listed[at] for at in positions], tags, file_name)
+        for fact, band in zip(own, bands, strict=True):
+            named[fact.index] = replace(band, name=fact.description.strip(), date=date) if date else band
+    return tuple(named[fact.index] for fact in facts)
+
+
+def split_date(name: str) -> tuple[str, str]:
+    """A band's name without the date that it ends in, and that date as YYYY-MM-DD; "" where there is none."""
+    match = _DATED.match(name)
+    if match is None:
+        return name, ""
+    try:
+        return match[1], datetime.date.fromisoformat(match[2]).isoformat()
+    except ValueError:
+        return name, ""
+
+
+def dates_of(bands: Iterable[DatedBand]) -> tuple[str, ...]:
+    """The dates of bands, each once, the earliest first."""
+    return tuple(sorted({band.date for band in bands if band.date}))
+
+
+def _name_one_date(
+    facts: Sequence[BandFacts], listed: Sequence[float | None], tags: Mapping[str, str], file_name: str
+) -> tuple[Band, ...]:
     bands = []
     for position, fact in enumerate(facts):
         name = fact.description.strip() or _tagged_name(fact.tags or {}) or f"Band {fact.index}"
@@ -235,16 +284,16 @@ def match_bands(available: Sequence[Band], wanted: Sequence[WantedBand]) -> dict
     return found
 
 
-def resolve_bands(info: HasBands, needed: Sequence[NamedBand], override: Sequence[str] = ()) -> tuple[Band, ...]:
+def resolve_bands(info: HasBands, needed: Sequence[DatedBand], override: Sequence[str] = ()) -> tuple[Band, ...]:
     """The raster's bands for `needed`, in that order.
 
     Args:
         info: the raster.
-        needed: the bands of a model.
+        needed: the bands of a model. Those of several dates are matched date by date, the earliest to the earliest.
         override: names or numbers of the raster's bands, one for each needed band, which end all guessing.
 
     Raises:
-        BandError: names what is missing and what is there.
+        BandError: names what is missing and what is there; BANDS_DATES where the raster has not as many dates.
     """
     if override:
         chosen = select_bands(info, override)
@@ -255,7 +304,7 @@ def resolve_bands(info: HasBands, needed: Sequence[NamedBand], override: Sequenc
                 "BANDS_COUNT",
             )
         return chosen
-    found = match_bands(info.bands, needed)
+    found = _match_dates(info, needed)
     missing = [band for band in needed if band.name not in found]
     if missing:
         raise BandError(
@@ -264,6 +313,26 @@ def resolve_bands(info: HasBands, needed: Sequence[NamedBand], override: Sequenc
             f"If the bands are there under other names, name them with --bands in this order: {_list(needed)}.",
         )
     return tuple(found[band.name] for band in needed)
+
+
+def _match_dates(info: HasBands, needed: Sequence[WantedDated]) -> dict[str, Band]:
+    """As `match_bands`, date by date where there are several."""
+    wanted, there = dates_of(needed), dates_of(info.bands)
+    if max(len(wanted), len(there)) < 2:
+        return match_bands(info.bands, needed)
+    if len(wanted) != len(there):
+        raise BandError(
+            f"{info.path} holds bands of {len(there) or 'no'} date{'s' * (len(there) != 1)}"
+            f"{f' ({_some(there)})' if there else ''}, and {len(wanted) or 1} {'are' if len(wanted) > 1 else 'is'} "
+            "needed.",
+            f"Stack rasters of as many dates, or name the bands with --bands in this order: {_list(needed)}.",
+            "BANDS_DATES",
+        )
+    found: dict[str, Band] = {}
+    for own, theirs in (("", ""), *zip(wanted, there, strict=True)):
+        available = [band for band in info.bands if band.date == theirs]
+        found |= match_bands(available, [band for band in needed if band.date == own])
+    return found
 
 
 def _tokens(name: str) -> list[str]:
@@ -450,12 +519,13 @@ def _canonical(name: str) -> str:
 
 
 def _same_name(band: Band, want: NamedBand) -> bool:
-    if _canonical(band.name) != _canonical(want.name):
+    own, wanted = split_date(band.name)[0], split_date(want.name)[0]
+    if _canonical(own) != _canonical(wanted):
         return False
     if band.common and want.common:
         return band.common == want.common
     # A bare number without a role could be any sensor's: it is no proof where the model wants a certain role.
-    return not want.common or (_code(band.name) is None and not _GENERIC.match(band.name.lower()))
+    return not want.common or (_code(own) is None and not _GENERIC.match(own.lower()))
 
 
 def _find(info: HasBands, name: str) -> Band:
@@ -473,6 +543,10 @@ def _find(info: HasBands, name: str) -> Band:
     near = difflib.get_close_matches(name, [band.name for band in info.bands], n=1)
     guess = f"Did you mean '{near[0]}'? " if near else ""
     raise BandError(f"{info.path} has no band '{name}'.", f"{guess}It has {_list(info.bands)}.")
+
+
+def _some(dates: Sequence[str], most: int = 8) -> str:
+    return ", ".join(dates[:most]) + (f" and {len(dates) - most} more" if len(dates) > most else "")
 
 
 def _list(bands: Sequence[NamedBand], most: int = 16) -> str:

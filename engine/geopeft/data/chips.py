@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from rasterio.windows import Window
 
+from geopeft.data.acquisition import Chronicle, Whereabouts
 from geopeft.data.bands import Band
 from geopeft.data.labels import IGNORE, Labels
 from geopeft.data.raster import RasterInfo, open_raster
@@ -31,12 +32,22 @@ class Chip:
         valid: (h, w) bool.
         class_ids: (h, w) uint8, 255 where unlabelled or not valid.
         shape_ids: (h, w) int32, the label shape that a pixel lies in, -1 for none and for shapes that are cut.
+        taken: when and where, for one chip; None where nobody asked for it.
     """
 
     values: np.ndarray
     valid: np.ndarray
     class_ids: np.ndarray
     shape_ids: np.ndarray
+    taken: Whereabouts | None = None
+
+
+def whereabouts_of(chips: Sequence[Chip]) -> Whereabouts | None:
+    """When and where some chips were taken; None where they do not tell."""
+    told = [chip.taken for chip in chips if chip.taken is not None]
+    if len(told) < len(chips):
+        return None
+    return Whereabouts(np.concatenate([one.time for one in told]), np.concatenate([one.place for one in told]))
 
 
 class ChipReader:
@@ -46,6 +57,7 @@ class ChipReader:
         infos, bands: the rasters, and for each the bands to read in the model's order.
         labels: burned into every chip.
         units: for each raster the (scale, offset), each (C,), that bring its values to the first raster's units.
+        chronicle: when and where the rasters were taken, for models that are told; chips then say so.
     """
 
     def __init__(
@@ -54,8 +66,10 @@ class ChipReader:
         bands: Sequence[Sequence[Band]],
         labels: Labels,
         units: Sequence[tuple[np.ndarray, np.ndarray]] = (),
+        chronicle: Chronicle | None = None,
     ) -> None:
         self._units = units
+        self._chronicle = chronicle
         self.infos = tuple(infos)
         self.labels = labels
         self._bands = [[band.index for band in chosen] for chosen in bands]
@@ -84,6 +98,7 @@ class ChipReader:
             np.zeros((height, width), bool),
             np.full((height, width), IGNORE, np.uint8),
             np.full((height, width), -1, np.int32),
+            self._chronicle.of([(raster_index, row, col)], height, width) if self._chronicle is not None else None,
         )
         rows, cols = self.infos[raster_index].geobox.shape
         for block_row in range(max(row, 0) // BLOCK_PX, -(-min(row + height, rows) // BLOCK_PX)):
@@ -273,11 +288,16 @@ class ChipSampler:
 
     def batch(self, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(values (B, C, s, s) float32, valid (B, s, s) bool, class ids (B, s, s) uint8), turned at random (D4)."""
+        return self.told_batch(count)[0]
+
+    def told_batch(self, count: int) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], Whereabouts | None]:
+        """A batch, and when and where its chips were taken, where the reader tells."""
         chips = [self._draw() for _ in range(count)]
         turns = self._rng.integers(0, 8, count)
         values = np.stack([turn(chip.values, n) for chip, n in zip(chips, turns, strict=True)])
         valid = np.stack([turn(chip.valid, n) for chip, n in zip(chips, turns, strict=True)])
-        return values, valid, np.stack([turn(chip.class_ids, n) for chip, n in zip(chips, turns, strict=True)])
+        class_ids = np.stack([turn(chip.class_ids, n) for chip, n in zip(chips, turns, strict=True)])
+        return (values, valid, class_ids), whereabouts_of(chips)
 
     def _draw(self) -> Chip:
         class_index = self._classes[self._rng.integers(len(self._classes))]

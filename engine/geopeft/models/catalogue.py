@@ -19,6 +19,8 @@ def run(job: ModelsJob, reporter: Reporter) -> dict[str, Any]:
             "name": card.name,
             "title": card.title,
             "licence": card.licence,
+            "restricted": card.restricted,
+            "terms": card.terms,
             "paper": card.paper,
             "bands": [band.name for band in card.bands],
             "any_optical_band": card.any_optical,

@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from geopeft.data.bands import Band, match_bands
+from geopeft.data.bands import Band, dates_of, match_bands, split_date
 from geopeft.data.normalize import Radiometry
 from geopeft.data.raster import BandStatistics
 from geopeft.errors import BandError, RasterError, WeightsError
 from geopeft.events import Reporter
 from geopeft.models.backbones import BACKBONES
 from geopeft.models.backbones.adapted import read_header
+from geopeft.models.dates import match_dates, of_one_date, refuse_dates
+from geopeft.models.licences import is_accepted
 from geopeft.models.registry import BackboneCard
 from geopeft.models.spec import InputBand
 from geopeft.models.wavelengths import optical_wavelength
@@ -55,7 +57,7 @@ def choose_backbone(
         if wish in _DINO and not _in_folder(wish, weights_dir):
             continue
         card = BACKBONES[wish]
-        if not match_for(card, bands):
+        if not match_for(card, bands, dates=True) or (card.restricted and not is_accepted(card)):
             continue
         try:
             fetch(card, weights_dir, reporter)
@@ -95,11 +97,18 @@ def named_card(name: str) -> BackboneCard:
     return card
 
 
-def match_for(card: BackboneCard, bands: Sequence[Band]) -> dict[str, Band]:
+def match_for(card: BackboneCard, bands: Sequence[Band], *, dates: bool = False) -> dict[str, Band]:
     """Card band name -> raster band; empty where the backbone cannot see this raster.
 
     A backbone for pictures needs all its bands; one for multispectral sensors at least three of them.
+
+    Args:
+        dates: where the bands are of several dates, all of them are matched, as `BAND DATE`; else the earliest alone.
     """
+    if card.bands and len(dates_of(bands)) > 1:
+        if dates:
+            return match_dates(card, bands)
+        bands = of_one_date(bands)
     if card.any_optical:
         return optical_bands(bands)
     if not card.bands:
@@ -119,13 +128,18 @@ def optical_bands(bands: Sequence[Band]) -> dict[str, Band]:
     return found
 
 
-def match_or_refuse(card: BackboneCard, bands: Sequence[Band], ordered: bool) -> dict[str, Band]:
+def match_or_refuse(
+    card: BackboneCard, bands: Sequence[Band], ordered: bool, *, dates: bool = False
+) -> dict[str, Band]:
     """As `match_for`; BandError where nothing fits.
 
     Args:
         ordered: the user named the bands, so that they may be taken in the backbone's order when they have no roles.
+        dates: see `match_for`; what does not suit the backbone is refused.
     """
-    found = match_for(card, bands)
+    if dates:
+        refuse_dates(card, bands)
+    found = match_for(card, bands, dates=dates)
     if found or not (card.bands or card.any_optical):
         return found
     if card.any_optical:
@@ -180,7 +194,8 @@ def input_bands(
     """
     unit = "reflectance" if card.unit == "reflectance10000" else "display"
     same_unit = radiometry.kind == unit
-    by_index = {band.index: card_band for card_band in card.bands for band in [matched.get(card_band.name)] if band}
+    rows = {card_band.name: card_band for card_band in card.bands}
+    by_index = {band.index: rows[name] for key, band in matched.items() if (name := split_date(key)[0]) in rows}
     result = []
     for position, band in enumerate(bands):
         scale, offset = radiometry.for_band(band)
@@ -202,6 +217,7 @@ def input_bands(
         result.append(
             InputBand(
                 name=band.name,
+                date=band.date,
                 common=band.common,
                 wavelength_um=band.wavelength_um if band.wavelength_um is not None else optical_wavelength(band),
                 scale=scale,

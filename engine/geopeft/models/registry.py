@@ -10,6 +10,18 @@ from typing import Any, Generic, TypeVar
 
 from geopeft.errors import unknown_name
 
+# Those that need nothing of a backbone but its layers; those that a plain transformer takes beside them, and those that
+# one of ours takes.
+WEIGHT_ADAPTERS = ("frozen", "lora", "full")
+PROMPTED_ADAPTERS = (*WEIGHT_ADAPTERS, "vpt")
+TRANSFORMER_ADAPTERS = (*PROMPTED_ADAPTERS, "vit-adapter")
+
+
+# Licences that anybody may use weights under for anything, with no more than a notice.
+OPEN_LICENCES = {
+    "apache-2.0", "mit", "bsd-3-clause", "bsd-2-clause", "cc-by-4.0", "cc-by-sa-4.0", "cc0-1.0", "gpl-2.0-or-later",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class CardBand:
@@ -52,10 +64,13 @@ class BackboneCard:
     """One row of the table of backbones: what it is, what it expects, where its weights are.
 
     `unit` is what a pixel value means to it: "reflectance10000" (surface reflectance times 10 000) or "display"
-    (brightness 0..1). `normalize` is "mean2std" ((x - (mean - 2 std)) / (4 std)) or "zscore" ((x - mean) / std).
+    (brightness 0..1). `normalize` is "mean2std" ((x - (mean - 2 std)) / (4 std)), "zscore" ((x - mean) / std)
+    or "reflectance" (x / 10 000).
     `gsd_m` is the range of pixel sizes it takes as they are; None: any. A card without bands is of a backbone that
     takes every input band, standardised; with `any_optical` those only whose wavelength is known to be optical, and its
-    builder is told the wavelengths. `options` are the builder's keyword arguments.
+    builder is told the wavelengths. `options` are the builder's keyword arguments. `metadata` is what else it can be
+    told, of "time" and "place". `frames` is how many dates it takes at most; where that is more than one, its builder
+    takes their number as `frames`.
     """
 
     name: str
@@ -71,14 +86,27 @@ class BackboneCard:
     gsd_m: tuple[float, float] | None
     parameters_m: float
     weights: WeightsSource
-    adapters: tuple[str, ...] = ("frozen", "lora", "full")
+    adapters: tuple[str, ...] = WEIGHT_ADAPTERS
     options: Mapping[str, Any] = field(default_factory=dict)
     any_optical: bool = False
+    metadata: tuple[str, ...] = ()
+    frames: int = 1
 
     @property
     def network(self) -> str:
         """The name of the network, without the checksum that an adapted one carries: NAME@SHA256."""
         return self.name.partition("@")[0]
+
+    @property
+    def restricted(self) -> bool:
+        """True where the weights' licence limits their use, so that the user has to accept it. Unknown is not asked."""
+        known = bool(self.licence) and not self.licence.lower().startswith("unknown")
+        return self.pretrained and known and self.licence.lower() not in OPEN_LICENCES
+
+    @property
+    def terms(self) -> str:
+        """Where the licence of the weights can be read; empty: not known."""
+        return f"https://huggingface.co/{self.weights.repo}" if self.weights.repo else ""
 
     @property
     def pretrained(self) -> bool:
@@ -87,6 +115,8 @@ class BackboneCard:
 
     def normalization(self, band: str) -> tuple[float, float]:
         """Scale and offset that bring a value in the card's unit to the network: value * scale + offset."""
+        if self.normalize == "reflectance":
+            return 1e-4, 0.0
         row = next(row for row in self.bands if row.name == band)
         if self.normalize == "mean2std":
             return 1 / (4 * row.std), (2 * row.std - row.mean) / (4 * row.std)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from geopeft.data.bands import dates_of
 from geopeft.data.normalize import OUTLIER
 from geopeft.errors import BandError, JobError, WeightsError
 from geopeft.events import Reporter
 from geopeft.models.adapters import ADAPTERS
 from geopeft.models.adapters.adapter import Adapter, require_fit
 from geopeft.models.backbones import BACKBONES
-from geopeft.models.backbones.backbone import Backbone, load_exactly
+from geopeft.models.backbones.backbone import Backbone, Scene, load_exactly
 from geopeft.models.decoders import DECODERS
+from geopeft.models.metadata import require_metadata
 from geopeft.models.probe import Probe
 from geopeft.models.registry import BackboneCard, load_builder
 from geopeft.models.sizes import resize, resize_to_grid
@@ -58,18 +61,22 @@ class SegmentationModel(nn.Module):
         self.probe = Probe(backbone.out_channels, strides, spec.num_classes) if spec.probe else None
         _init_head(self.head, zero=spec.probe)
 
-    def forward(self, raw: Tensor) -> Tensor:
-        return self.decode(*self.encode(raw))
+    def forward(self, raw: Tensor, scene: Scene | None = None) -> Tensor:
+        return self.decode(*self.encode(raw, scene))
 
-    def encode(self, raw: Tensor) -> tuple[list[Tensor], Tensor]:
-        """The backbone's feature maps, and the standardised bands (B, C, H, W) for the raw-band skip."""
+    def encode(self, raw: Tensor, scene: Scene | None = None) -> tuple[list[Tensor], Tensor]:
+        """The backbone's feature maps, and the standardised bands (B, C, H, W) for the raw-band skip.
+
+        Args:
+            scene: when and where the chips were taken; the backbone is told where the spec's `metadata` says so.
+        """
         canonical = raw * self.scale + self.offset
         standardised = ((canonical - self.mean) / self.std).clamp(-OUTLIER, OUTLIER)
         if self.card.bands:
             inputs = canonical[:, self.backbone_order] * self.backbone_scale + self.backbone_offset
         else:
             inputs = standardised[:, self.backbone_order] if self.card.any_optical else standardised
-        return self._features(inputs), standardised
+        return self._features(inputs, scene if self.spec.metadata else None), standardised
 
     def decode(self, features: list[Tensor], standardised: Tensor) -> Tensor:
         """Logits (B, K, H, W) float32 from what `encode` gives."""
@@ -83,6 +90,8 @@ class SegmentationModel(nn.Module):
         super().train(mode)
         if self.adapter is None or not self.adapter.trains_statistics:
             self.backbone.eval()
+            for module in self.backbone.added:
+                module.train(mode)
         return self
 
     def trainable_state(self) -> dict[str, Tensor]:
@@ -117,12 +126,13 @@ class SegmentationModel(nn.Module):
             if module is not None:
                 module.load_state_dict(dict(parts[part]))
 
-    def _features(self, inputs: Tensor) -> list[Tensor]:
+    def _features(self, inputs: Tensor, scene: Scene | None) -> list[Tensor]:
         resample = self.spec.resample
+        told: dict[str, Any] = {} if scene is None else {"scene": scene}
         if resample == 1:
-            return self.backbone(inputs, gsd_m=self.spec.gsd_m)
+            return self.backbone(inputs, gsd_m=self.spec.gsd_m, **told)
         height, width = inputs.shape[-2:]
-        maps = self.backbone(resize(inputs, resample), gsd_m=self.spec.gsd_m / resample)
+        maps = self.backbone(resize(inputs, resample), gsd_m=self.spec.gsd_m / resample, **told)
         # Strides in pixels of the raster, to whole pixels: the decoder sees maps of ceil(H / stride) rows.
         return [
             resize_to_grid(m, own / resample / stride, -(-height // stride), -(-width // stride))
@@ -170,11 +180,16 @@ def build_model(
             f"Choose one of: {', '.join(card.adapters)}.",
             "ADAPTER_UNSUITABLE",
         )
+    if spec.metadata:
+        require_metadata(card)
     fed = [spec.bands[i] for i in _fed_bands(spec, card)]
+    frames = max(1, len(dates_of(fed))) if card.bands else 1
+    one = fed[: len(fed) // frames]
     backbone = build_backbone(
         card,
-        tuple(band.backbone_band if card.bands else band.name for band in fed),
-        [length for band in fed if (length := optical_wavelength(band)) is not None],
+        tuple(band.backbone_band if card.bands else band.name for band in one),
+        [length for band in one if (length := optical_wavelength(band)) is not None],
+        frames,
     )
     base = None
     # A fully tuned backbone is in the state whole.
@@ -196,10 +211,15 @@ def build_model(
     return model.eval()
 
 
-def build_backbone(card: BackboneCard, band_names: tuple[str, ...], wavelengths_um: Sequence[float]) -> Backbone:
-    """The card's network with random weights, for these bands."""
-    extra = {"wavelengths_um": wavelengths_um} if card.any_optical else {}
+def build_backbone(
+    card: BackboneCard, band_names: tuple[str, ...], wavelengths_um: Sequence[float], frames: int = 1
+) -> Backbone:
+    """The card's network with random weights, for these bands of so many dates."""
+    extra: dict[str, Any] = {"wavelengths_um": wavelengths_um} if card.any_optical else {}
+    if frames > 1:
+        extra["frames"] = frames
     backbone: Backbone = load_builder(card.builder)(card, band_names, **card.options, **extra)
+    backbone.in_channels = len(band_names) * frames
     return backbone
 
 
@@ -230,18 +250,30 @@ def split_state(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def _fed_bands(spec: ModelSpec, card: BackboneCard) -> list[int]:
-    """Indices of the bands that feed the backbone, in the order of its card."""
+    """Indices of the bands that feed the backbone, in the order of its card, date after date."""
     if not card.bands:
         every = range(len(spec.bands))
         return [i for i in every if not card.any_optical or optical_wavelength(spec.bands[i]) is not None]
-    where = {band.backbone_band: i for i, band in enumerate(spec.bands) if band.backbone_band}
-    fed = [where[band.name] for band in card.bands if band.name in where]
-    if len(fed) != sum(1 for band in spec.bands if band.backbone_band):
+    given = [band for band in spec.bands if band.backbone_band]
+    dates = dates_of(given) if len(dates_of(given)) > 1 else ("",)
+    several = len(dates) > 1
+    where = {
+        (band.date if several else "", band.backbone_band): i for i, band in enumerate(spec.bands) if band.backbone_band
+    }
+    fed = [where[date, band.name] for date in dates for band in card.bands if (date, band.name) in where]
+    if len(fed) != len(given):
         known = ", ".join(band.name for band in card.bands)
         raise BandError(
             f"The model's bands name a band that {card.name} does not have, or name one twice.",
             f"Its bands are: {known or 'all'}.",
             "BANDS_UNKNOWN",
+        )
+    frames = {tuple(band.name for band in card.bands if (date, band.name) in where) for date in dates}
+    if len(dates) > card.frames or len(frames) > 1:
+        raise BandError(
+            f"The model's bands are of {len(dates)} dates, which {card.name} does not take like this.",
+            f"It takes at most {card.frames}, with the same bands of each.",
+            "BANDS_DATES",
         )
     return fed
 

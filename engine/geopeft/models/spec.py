@@ -35,6 +35,7 @@ class InputBand(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str
+    date: str = Field(default="", description="YYYY-MM-DD where the raster holds several dates; empty: not said")
     common: str = Field(default="", description="role such as red, nir, swir16 (STAC common names); empty: none")
     wavelength_um: float | None = Field(default=None, gt=0, le=1e7)
     scale: float = 1.0
@@ -66,7 +67,9 @@ class ModelSpec(BaseModel):
     gsd_m: float = Field(gt=0, lt=1e7, description="pixel size of the chips")
     resample: float = Field(default=1.0, ge=0.01, description="the backbone sees chips resized by this factor")
     probe: bool = Field(default=False, description="logits start from a linear probe of the backbone's features")
+    metadata: bool = Field(default=False, description="the backbone is told when and where a chip was taken")
     rank: int = Field(default=16, ge=1, le=256)
+    prompt_tokens: int = Field(default=100, ge=1, le=1000, description="prompts in front of each block")
     chip_size_px: int = Field(ge=8, le=4096, description="side of the chips the model was fitted on")
 
     @model_validator(mode="after")

@@ -14,11 +14,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from geopeft.errors import WeightsError
+from geopeft.errors import GeopeftError, WeightsError
 from geopeft.events import Reporter
 from geopeft.models.backbones.adapted import read_header
+from geopeft.models.conversion import NOT_TENSORS, ConversionError, converted, load_pickled
 from geopeft.models.registry import BackboneCard
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 
 # Beside the engine both in the repository and in the plugin.
 RESOURCES = Path(__file__).resolve().parents[3] / "resources"
-SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+SMALL_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -97,30 +99,31 @@ def fetch(card: BackboneCard, weights_dir: str = "", reporter: Reporter | None =
 def load_state(path: Path, card: BackboneCard) -> dict[str, Tensor]:
     """The tensors of a weights file, on the CPU. Reads safetensors, or pickles of nothing but tensors.
 
+    A pickle is converted once; a small one whose checksum the card names is what its authors published, and is read in
+    less time than a child process starts.
+
     Raises:
         WeightsError: WEIGHTS_CHECKSUM when the file is not the published one, WEIGHTS_BROKEN when it cannot be read.
     """
     expected = card.weights.sha256
     if expected and file_sha256(path) != expected:
         raise WeightsError(f"{path} is not the published file of {card.name}.", "Replace it.", "WEIGHTS_CHECKSUM")
-    import torch
-
-    loaded: Any
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
+        if path.suffix != ".safetensors" and not (expected and path.stat().st_size < SMALL_BYTES):
+            path = converted(path, file_sha256(path), cache_folder() / "converted")
+        if path.suffix != ".safetensors":
+            return load_pickled(path)
+        from safetensors.torch import load_file
 
-            loaded = load_file(path)
-        else:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+        tensors: dict[str, Tensor] = load_file(path)
+    except GeopeftError:
+        raise
     except Exception as error:  # both libraries raise many kinds of errors for a broken file
-        raise _broken(path, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from error
-    for key in ("state_dict", "model"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-    if not isinstance(loaded, dict) or not loaded or not all(isinstance(v, torch.Tensor) for v in loaded.values()):
-        raise _broken(path, "it holds something else than named tensors")
-    return dict(loaded)
+        why = str(error) if isinstance(error, ConversionError) else f"{type(error).__name__}: {error}"
+        raise _broken(path, why.splitlines()[0]) from error
+    if not tensors:
+        raise _broken(path, NOT_TENSORS)
+    return tensors
 
 
 def file_sha256(path: Path) -> str:

@@ -43,7 +43,8 @@ _AXES_SINCE_18 = ("ReduceMean", "ReduceMax")
 
 
 class _Network(torch.nn.Module):
-    """Raster values to probabilities: what a reader of the file expects."""
+    """Raster values to probabilities: what a reader of the file expects. It is told neither time nor place: a model
+    with metadata works as where they are not known."""
 
     def __init__(self, runtime: Runtime) -> None:
         super().__init__()
@@ -74,6 +75,8 @@ def run(job: ExportJob, reporter: Reporter) -> dict[str, Any]:
     check_target(out)
     runtime = Runtime.open(Path(job.model), "cpu", job.weights_dir, reporter)
     size = runtime.window_px
+    if runtime.manifest.spec.metadata:
+        reporter.warn("The model is told when and where chips were taken; an ONNX file is not, and works without.")
     if job.rasters and not job.int8:
         reporter.warn("Rasters are only needed for int8: they are not looked at.")
     chips = _chips_of(job.rasters, runtime, reporter) if job.int8 else None

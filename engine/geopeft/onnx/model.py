@@ -13,6 +13,7 @@ import onnxruntime
 import torch
 from onnx import TensorProto
 
+from geopeft.data.acquisition import Whereabouts
 from geopeft.data.bands import Band, select_bands
 from geopeft.data.raster import RasterInfo, band_statistics
 from geopeft.errors import BandError, DeviceError, PackageError, RasterError
@@ -147,9 +148,13 @@ class OnnxModel(Mapper):
         return min(max(wanted, 4 * self._output.margin_px), self._side_px * 3 // 4)
 
     def look(
-        self, values: np.ndarray, valid: np.ndarray, asked: Sequence[tuple[slice, slice]]
+        self,
+        values: np.ndarray,
+        valid: np.ndarray,
+        asked: Sequence[tuple[slice, slice]],
+        taken: Whereabouts | None = None,
     ) -> tuple[np.ndarray, list[np.ndarray]]:
-        """See `Mapper`; an ONNX file does not know what it has seen."""
+        """See `Mapper`; an ONNX file does not know what it has seen, and is told neither time nor place."""
         height, width = values.shape[-2:]
         short = [(0, 0), (0, 0), (0, self._side_px - height), (0, self._side_px - width)]
         raw = fill_invalid(values, valid, self._fill)

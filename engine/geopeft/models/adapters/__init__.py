@@ -9,6 +9,12 @@ ADAPTERS: Table[Row] = Table(
     (
         Row("frozen", "Nothing of the backbone is trained", "geopeft.models.adapters.frozen:Frozen"),
         Row("lora", "Low-rank updates of the linear layers (LoRA)", "geopeft.models.adapters.lora:Lora"),
+        Row("vpt", "Learned tokens in front of every block (visual prompt tuning)", "geopeft.models.adapters.vpt:Vpt"),
+        Row(
+            "vit-adapter",
+            "A small network beside the transformer, for finer maps (ViT-Adapter)",
+            "geopeft.models.adapters.vit_adapter:VitAdapter",
+        ),
         Row("full", "The whole backbone is trained", "geopeft.models.adapters.full:Full"),
     ),
 )

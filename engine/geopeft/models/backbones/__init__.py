@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from geopeft.models.cards import galileo, own, timm
+from geopeft.models.cards import galileo, own, prithvi, resnet, timm
 from geopeft.models.registry import BackboneCard, Table
 
 BACKBONES: Table[BackboneCard] = Table(
     "backbone",
-    (*galileo.ROWS, *timm.ROWS, *own.ROWS),
+    (*galileo.ROWS, *prithvi.ROWS, *resnet.ROWS, *timm.ROWS, *own.ROWS),
     more="geopeft.models.backbones.adapted:more",
 )

@@ -33,6 +33,8 @@ class Backbone(nn.Module):
         new_parts: first parts of the names of parameters that no published weights were made for; in pretraining they
             learn faster than the rest.
         never_trained: parameters that take no part with the bands in use; no adapter trains or stores them.
+        in_channels: of x, all dates together; known once `segmentation.build_backbone` has built it.
+        added: modules that an adapter put in and that are in training where the model is, such as a dropout.
     """
 
     out_channels: Sequence[int]
@@ -40,6 +42,8 @@ class Backbone(nn.Module):
     adapter_targets: Sequence[str] = ()
     new_parts: Sequence[str] = ()
     never_trained: frozenset[str] = frozenset()
+    in_channels: int = 0
+    added: Sequence[nn.Module] = ()
 
     def load_weights(self, state: Mapping[str, Tensor]) -> None:
         """Takes published weights; WeightsError unless exactly the expected tensors are there."""

@@ -1,4 +1,4 @@
-"""Galileo for one Sentinel-2-like date: the fast path through its encoder, without masks.
+"""Galileo for Sentinel-2-like scenes of one date or several: the fast path through its encoder, without masks.
 
 A channel group takes part where all its bands are there. If no group is complete, every group with at least one band
 takes part and its missing bands are at their mean.
@@ -24,6 +24,9 @@ GROUP_BANDS = {
     "S2_NIR_20m": ("B8A",),
     "S2_SWIR": ("B11", "B12"),
 }
+# Days of a year before each month but the first, and whether a leap year has one more by then.
+_MONTH_STARTS = (31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334)
+_AFTER_FEBRUARY = (0, *(1,) * 10)
 # What a band at its mean becomes by (x - (mean - 2 std)) / (4 std).
 NORMALISED_MEAN = 0.5
 
@@ -37,21 +40,27 @@ def build(
     heads: int,
     patch_size_px: int = 4,
     month: int = 6,
+    frames: int = 1,
 ) -> GalileoBackbone:
-    """A Galileo encoder with random weights; `month` counts from 0."""
-    return GalileoBackbone(band_names, GalileoEncoder(dim, depth, heads), patch_size_px, month)
+    """A Galileo encoder with random weights, for so many dates; `month` counts from 0."""
+    return GalileoBackbone(band_names, GalileoEncoder(dim, depth, heads), patch_size_px, month, frames)
 
 
 class GalileoBackbone(VitBackbone):
-    """(B, bands, H, W) normalised -> four maps (B, D, H / patch, W / patch) after evenly spaced blocks.
+    """(B, frames * bands, H, W) normalised, date after date -> four maps (B, D, H / patch, W / patch) after evenly
+    spaced blocks.
 
-    A map is the mean over the channel groups; the last one has passed the final normalisation.
+    A map is the mean over dates and channel groups; the last one has passed the final normalisation. A date's month is
+    that of `scene.time`, and `month` where that is not known.
     """
 
-    def __init__(self, band_names: tuple[str, ...], encoder: GalileoEncoder, patch_px: int, month: int) -> None:
+    def __init__(
+        self, band_names: tuple[str, ...], encoder: GalileoEncoder, patch_px: int, month: int, frames: int = 1
+    ) -> None:
         super().__init__(patch_px, encoder.dim, len(encoder.blocks), prefix=0)
         self.encoder = encoder
         self.month = month
+        self.frames = frames
         self.groups = _groups(band_names)
         self._channels = {group: _channels(group, band_names) for group in self.groups}
         self.resize: Tensor
@@ -71,15 +80,17 @@ class GalileoBackbone(VitBackbone):
 
     def embed(self, x: Tensor, gsd_m: float, scene: Scene | None) -> Tensor:
         rows, cols = x.shape[-2] // self.patch_px, x.shape[-1] // self.patch_px
-        tokens = torch.stack([self._embed(group, x) for group in self.groups], dim=2)
-        return (tokens + self._encoding(rows, cols, gsd_m)).flatten(1, 2)
+        dates = x.unflatten(1, (self.frames, -1)).flatten(0, 1)
+        tokens = torch.stack([self._embed(group, dates) for group in self.groups], dim=2)
+        by_date = tokens.unflatten(0, (-1, self.frames)).transpose(1, 2)
+        return (by_date + self._encoding(rows, cols, gsd_m, scene)).flatten(1, 3)
 
     def finish(self, tokens: Tensor) -> Tensor:
         normed: Tensor = self.encoder.norm(tokens)
         return normed
 
     def to_map(self, tokens: Tensor, rows: int, cols: int) -> Tensor:
-        grid: Tensor = tokens.unflatten(1, (rows, cols, len(self.groups))).mean(dim=3)
+        grid: Tensor = tokens.unflatten(1, (rows, cols, self.frames * len(self.groups))).mean(dim=3)
         return grid.permute(0, 3, 1, 2)
 
     def _embed(self, group: str, x: Tensor) -> Tensor:
@@ -91,20 +102,32 @@ class GalileoBackbone(VitBackbone):
         embedded: Tensor = self.encoder.space_time_embed[group](torch.cat(bands, dim=1), self.patch_px, self.resize)
         return embedded.flatten(2).transpose(1, 2)
 
-    def _encoding(self, rows: int, cols: int, gsd_m: float) -> Tensor:
-        """(1, patches, groups, D): channel group | time step | month | position."""
+    def _encoding(self, rows: int, cols: int, gsd_m: float, scene: Scene | None) -> Tensor:
+        """(1 or B, patches, dates, groups, D): channel group | time step | month | position."""
         order = [list(SPACE_TIME).index(group) for group in self.groups]
         channel = self.encoder.s_t_channel_embed[order]
         part = channel.shape[-1]
         where = spatial_encoding(rows, cols, gsd_m * self.patch_px, part).to(channel).flatten(0, 1)
-        shape = (rows * cols, len(order), part)
+        months = self._months(scene)
+        shape = (len(months), rows * cols, self.frames, len(order), part)
         quarters = (
-            channel[None],
-            self.encoder.pos_embed[0],
-            self.encoder.month_embed.weight[self.month],
-            where[:, None],
+            channel,
+            self.encoder.pos_embed[: self.frames, None],
+            self.encoder.month_embed.weight[months][:, None, :, None],
+            where[:, None, None],
         )
-        return torch.cat([quarter.expand(shape) for quarter in quarters], dim=-1)[None]
+        return torch.cat([quarter.expand(shape) for quarter in quarters], dim=-1)
+
+    def _months(self, scene: Scene | None) -> Tensor:
+        """(1 or B, dates) months from 0."""
+        device = self.encoder.pos_embed.device
+        if scene is None or scene.time is None:
+            return torch.full((1, self.frames), self.month, device=device)
+        year, day = scene.time[..., 0].nan_to_num(), scene.time[..., 1]
+        leap = ((year % 4 == 0) & (year % 100 != 0)) | (year % 400 == 0)
+        firsts = torch.tensor(_MONTH_STARTS, device=day.device) + leap[..., None] * torch.tensor(_AFTER_FEBRUARY, device=day.device)
+        month = (day[..., None] > firsts).sum(dim=-1)
+        return torch.where(day.isnan(), self.month, month).to(device)
 
 
 def _groups(band_names: tuple[str, ...]) -> tuple[str, ...]:

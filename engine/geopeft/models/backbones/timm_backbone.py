@@ -1,4 +1,4 @@
-"""Any timm network that gives intermediate features: CNN pyramids and vision transformers, on red, green and blue."""
+"""Any timm network that gives intermediate features: CNN pyramids and vision transformers, on any bands."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from torch import Tensor, nn
 from geopeft.errors import JobError, WeightsError
 from geopeft.models.backbones.backbone import Backbone, Scene, load_exactly
 from geopeft.models.cards.timm import rgb_bands
-from geopeft.models.registry import BackboneCard, WeightsSource
+from geopeft.models.registry import PROMPTED_ADAPTERS, WEIGHT_ADAPTERS, BackboneCard, WeightsSource
 from geopeft.models.sizes import crop_map, pad_to_multiple
 
 LORA_LINEARS = ("q", "v", "q_proj", "v_proj", "fc1", "fc2", "fc1_g", "fc1_x")
 MAX_STRIDE = 32
+FEWEST_BANDS = 3
+# Families of timm whose blocks take nothing but tokens.
+PLAIN_TRANSFORMERS = ("vision_transformer", "deit")
 
 
 def card(name: str) -> BackboneCard | list[str] | None:
     """A row for a name that timm knows, None for another; for "" all the names that it knows."""
     import timm
-    from timm.models import get_pretrained_cfg, is_model
+    from timm.models import get_pretrained_cfg, is_model, is_model_in_modules
 
     if not name:
         return sorted({*timm.list_models(), *timm.list_pretrained()})
@@ -42,45 +45,81 @@ def card(name: str) -> BackboneCard | list[str] | None:
         gsd_m=None,
         parameters_m=0.0,
         weights=WeightsSource(file=f"{name}.safetensors", repo=config.hf_hub_id or "", path="model.safetensors"),
+        adapters=PROMPTED_ADAPTERS if is_model_in_modules(name, PLAIN_TRANSFORMERS) else WEIGHT_ADAPTERS,
     )
 
 
-def build(card: BackboneCard, band_names: tuple[str, ...], *, by_order: bool = False, **options: Any) -> TimmBackbone:
-    """The network with random weights. `by_order`: its file names tensors in another way, in the same order.
+def build(
+    card: BackboneCard,
+    band_names: tuple[str, ...],
+    *,
+    architecture: str = "",
+    by_order: bool = False,
+    published_periods: bool = False,
+    **options: Any,
+) -> TimmBackbone:
+    """The network with random weights.
 
-    `options` go to `timm.create_model`. Raises JobError for a network without features, or of one image size only.
+    A network for pictures or for radar needs all its bands; a multispectral one at least three. The first layer has
+    no channel for a band that the raster lacks: that is as if the band were 0 everywhere once normalised, which for
+    reflectances (B10 of Sentinel-2, which products of surface reflectance leave out) is no light at all. A card
+    without bands takes any.
+
+    Args:
+        architecture: timm's name of the network; empty: the card's own name.
+        by_order: its file names tensors in another way, in the same order.
+        published_periods: rotary position periods are rounded to bfloat16, as the authors' own files hold them (DINOv3).
+        options: go to `timm.create_model`; `dim`, `depth` and `heads` are of a transformer.
+
+    Raises:
+        JobError: bands are missing, or the network gives no features, or takes images of one size only.
     """
-    if set(band_names) != {band.name for band in card.bands}:
+    wanted = [band.name for band in card.bands] or list(band_names)
+    if not set(band_names) <= set(wanted) or len(set(band_names)) < min(FEWEST_BANDS, len(wanted)):
         raise JobError(
-            f"{card.name} needs the bands {', '.join(b.name for b in card.bands)}, given: {', '.join(band_names)}.",
+            f"{card.name} needs the bands {', '.join(wanted)}, given: {', '.join(band_names)}.",
             "Name these bands, or choose another backbone.",
             "BANDS_MISSING",
         )
-    return TimmBackbone(card.network, band_names, make_net(card.network, **options), by_order)
+    sizes = {"dim": "embed_dim", "depth": "depth", "heads": "num_heads"}
+    options = {sizes.get(name, name): value for name, value in options.items()}
+    net = make_net(architecture or card.network, in_chans=len(band_names), **options)
+    if published_periods:
+        net.rope.periods.copy_(net.rope.periods.bfloat16())
+    return TimmBackbone(card.network, band_names, wanted, net, by_order)
 
 
 class TimmBackbone(Backbone):
-    """(B, 3, H, W) normalised -> feature maps.
+    """(B, C, H, W) normalised -> feature maps.
 
     A pyramid gives the last map at each stride from 2 to 32 px, a plain transformer the maps after four evenly spaced
     blocks, all with its final normalisation.
+
+    Args:
+        band_names: of the input's channels.
+        published_bands: of the published network's, in its order.
+        net: has as many channels as there are `band_names`, in the published order.
     """
 
-    def __init__(self, name: str, band_names: tuple[str, ...], net: nn.Module, by_order: bool) -> None:
+    def __init__(
+        self, name: str, band_names: tuple[str, ...], published_bands: Sequence[str], net: Any, by_order: bool
+    ) -> None:
         super().__init__()
         self.name = name
         self.by_order = by_order
         self._published = {key: value.shape for key, value in net.state_dict().items()}
-        # The network was trained on red, green, blue in this order, whatever the order of the input.
-        self._order = [band_names.index(band) for band in ("red", "green", "blue")]
+        kept = [band for band in published_bands if band in band_names]
+        self._order = [band_names.index(band) for band in kept]
+        self._channels = [published_bands.index(band) for band in kept]
+        self._published_bands = len(published_bands)
+        self._first = _first_layer(net)
         self.net = net
-        maps = _probe(name, net)
+        maps = _probe(name, net, len(band_names))
         self.pyramid = len({stride for _, stride in maps}) > 1
         self.taps = _taps([stride for _, stride in maps])
         self.out_channels = [maps[i][0] for i in self.taps]
         self.strides = [maps[i][1] for i in self.taps]
-        prune: Any = self.net.prune_intermediate_layers
-        prune(self.taps, prune_norm=self.pyramid, prune_head=True)
+        self.net.prune_intermediate_layers(self.taps, prune_norm=self.pyramid, prune_head=True)
         self._split = _split_qkv(self.net)
         self.adapter_targets = lora_targets(self)
 
@@ -91,9 +130,12 @@ class TimmBackbone(Backbone):
         if unknown:
             raise WeightsError(
                 f"The file does not hold the weights of {self.name}: it has no place for {unknown[0]}.",
-                "Take the file that timm publishes under this name.",
+                "Take the file that was published under this name.",
                 "WEIGHTS_KEYS",
             )
+        first = state.get(self._first)
+        if first is not None and first.ndim == 4 and first.shape[1] == self._published_bands:
+            state[self._first] = first[:, self._channels]
         for name in self._split:
             for part in ("weight", "bias"):
                 fused = state.pop(f"{name}.{part}", None)
@@ -105,8 +147,9 @@ class TimmBackbone(Backbone):
     def forward(self, x: Tensor, gsd_m: float = 10.0, scene: Scene | None = None) -> list[Tensor]:
         height, width = x.shape[-2:]
         x = pad_to_multiple(x[:, self._order], max(self.strides))
-        features: Any = self.net.forward_intermediates
-        maps = features(x, indices=self.taps, norm=not self.pyramid, intermediates_only=True)
+        maps = self.net.forward_intermediates(
+            x, indices=self.taps, norm=not self.pyramid, intermediates_only=True
+        )
         return [crop_map(m, height, width, s) for m, s in zip(maps, self.strides, strict=True)]
 
     def _by_name(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -159,7 +202,20 @@ def make_net(name: str, **options: Any) -> Any:
     raise JobError(f"{name} gives no intermediate features.", "Choose another backbone.", "BACKBONE_UNSUITABLE")
 
 
-def _probe(name: str, net: Any) -> list[tuple[int, int]]:
+def plain_transformer(backbone: TimmBackbone) -> Any:
+    """Its network, if that is a transformer whose blocks take nothing but tokens, else None."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    return backbone.net if isinstance(backbone.net, VisionTransformer) and not backbone.pyramid else None
+
+
+def _first_layer(net: Any) -> str:
+    """Name of the weight that reads the bands; empty where timm names several."""
+    first = net.pretrained_cfg.get("first_conv", "")
+    return f"{first}.weight" if isinstance(first, str) else ""
+
+
+def _probe(name: str, net: Any, channels: int) -> list[tuple[int, int]]:
     """Channels and stride of every map, found by running the network once on a small blank image."""
     patch = getattr(getattr(net, "patch_embed", None), "patch_size", 1)
     patch = patch[0] if isinstance(patch, Sequence) else patch
@@ -167,7 +223,7 @@ def _probe(name: str, net: Any) -> list[tuple[int, int]]:
     was_training = net.training
     try:
         with torch.no_grad():
-            maps = net.eval().forward_intermediates(torch.zeros(1, 3, side, side), intermediates_only=True)
+            maps = net.eval().forward_intermediates(torch.zeros(1, channels, side, side), intermediates_only=True)
     except (AssertionError, RuntimeError, ValueError) as error:
         raise JobError(
             f"{name} takes images of one size only.", "Choose another backbone.", "BACKBONE_UNSUITABLE"

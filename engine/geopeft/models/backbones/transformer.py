@@ -92,7 +92,7 @@ class VitBackbone(Backbone):
         patch_px: side of a patch in pixels.
         prefix: tokens in front of those of the patches, such as CLS; they are in no map.
         prompts: (depth, P, D) tokens that each block sees behind the prefix and that go with it (deep VPT); None: none.
-        prompt_dropout: share of prompt values that are zero in training.
+        prompt_dropout: what the prompts pass in training.
         side: takes over the way from image to maps; None: none.
     """
 
@@ -110,7 +110,7 @@ class VitBackbone(Backbone):
         self.out_channels = [dim] * maps
         self.strides = [patch_px] * maps
         self.prompts = None
-        self.prompt_dropout = 0.0
+        self.prompt_dropout: nn.Module = nn.Identity()
         self.side = None
 
     @property
@@ -131,20 +131,16 @@ class VitBackbone(Backbone):
         grid: Tensor = tokens.transpose(1, 2).unflatten(2, (rows, cols))
         return grid
 
+    def spread(self, update: Tensor, tokens: int) -> Tensor:
+        """(B, patches, D), a row for each patch -> (B, tokens, D): each token, prefix aside, gets its patch's row."""
+        return update.repeat_interleave(tokens // update.shape[1], dim=1)
+
     def run_block(self, index: int, tokens: Tensor) -> Tensor:
         """One block on (B, prefix + N, D), with its prompts where there are any."""
         block = self.blocks[index]
         if self.prompts is None:
             return block(tokens)
-        prompts = F.dropout(self.prompts[index], self.prompt_dropout, self.training_prompts)
-        own, count = prompts.expand(len(tokens), -1, -1), prompts.shape[0]
-        seen = block(torch.cat([tokens[:, : self.prefix], own, tokens[:, self.prefix :]], dim=1))
-        return torch.cat([seen[:, : self.prefix], seen[:, self.prefix + count :]], dim=1)
-
-    @property
-    def training_prompts(self) -> bool:
-        """The backbone itself stays in evaluation mode while prompts are trained."""
-        return torch.is_grad_enabled() and self.prompts is not None and self.prompts.requires_grad
+        return run_prompted(block, tokens, self.prompts[index], self.prefix, self.prompt_dropout)
 
     def forward(self, x: Tensor, gsd_m: float = 10.0, scene: Scene | None = None) -> list[Tensor]:
         height, width = x.shape[-2:]
@@ -165,6 +161,15 @@ class VitBackbone(Backbone):
                 done = self.finish(tokens) if i == len(self.blocks) - 1 else tokens
                 maps.append(self.to_map(done[:, self.prefix :], rows, cols))
         return maps
+
+
+def run_prompted(
+    block: Callable[[Tensor], Tensor], tokens: Tensor, prompts: Tensor, prefix: int, dropout: nn.Module
+) -> Tensor:
+    """A block on tokens (B, prefix + N, D) that sees prompts (P, D) behind the prefix; what they become is dropped."""
+    own = dropout(prompts.to(tokens.dtype).expand(tokens.shape[0], -1, -1))
+    seen = block(torch.cat([tokens[:, :prefix], own, tokens[:, prefix:]], dim=1))
+    return torch.cat([seen[:, :prefix], seen[:, prefix + len(prompts) :]], dim=1)
 
 
 def split_qkv(state: Mapping[str, Tensor], fused: str = "qkv") -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from geopeft.models.registry import BackboneCard, CardBand, WeightsSource
+from geopeft.models.registry import TRANSFORMER_ADAPTERS, BackboneCard, CardBand, WeightsSource
 
 # Mean and standard deviation of the pre-training data, reflectance x 10 000 (config/normalization.json, key "13").
 GALILEO_BANDS = (
@@ -42,6 +42,9 @@ def _galileo(
             revision=revision,
             path=f"models/{size}/encoder.pt",
         ),
+        adapters=TRANSFORMER_ADAPTERS,
+        metadata=("time",),
+        frames=24,
         options={"dim": dim, "depth": depth, "heads": heads, "patch_size_px": 4, "month": 6},
     )
 

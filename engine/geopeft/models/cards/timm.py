@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from geopeft.models.registry import BackboneCard, CardBand, WeightsSource
+from geopeft.models.registry import PROMPTED_ADAPTERS, BackboneCard, CardBand, WeightsSource
 
 
 def rgb_bands(mean: Sequence[float], std: Sequence[float]) -> tuple[CardBand, ...]:
@@ -55,5 +55,27 @@ ROWS = (
             repo="timm/vit_base_patch16_224.augreg_in21k",
             path="model.safetensors",
         ),
+        adapters=PROMPTED_ADAPTERS,
+    ),
+    BackboneCard(
+        name="vit_large_patch16_dinov3.sat493m",
+        title="ViT-L/16, DINOv3 on satellite pictures: red, green, blue at any pixel size",
+        builder="geopeft.models.backbones.timm_backbone:build",
+        licence="dinov3-license (gated)",
+        paper="https://arxiv.org/abs/2508.10104",
+        bands=rgb_bands((0.430, 0.411, 0.296), (0.213, 0.156, 0.143)),
+        unit="display",
+        normalize="zscore",
+        patch_size_px=16,
+        chip_size_px=224,
+        gsd_m=None,
+        parameters_m=303.0,
+        # Whoever accepts the licence can fetch the file; it is taken from their folder only.
+        weights=WeightsSource(
+            file="vit_large_patch16_dinov3.sat493m.safetensors",
+            repo="timm/vit_large_patch16_dinov3.sat493m",
+            path="model.safetensors",
+        ),
+        options={"published_periods": True, "dim": 1024, "depth": 24, "heads": 16},
     ),
 )

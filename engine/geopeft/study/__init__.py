@@ -1,0 +1,1 @@
+"""Many trainings of one task, beside each other: which backbone, adapter and decoder suits it."""
