@@ -823,7 +823,11 @@ def parser() -> argparse.ArgumentParser:
     engine.add_argument("--wheels", type=Path, help="an offline kit, or a folder with all wheels, uv's too")
     link = add("link", command_link, "put the plugin into a QGIS profile, as links to this folder")
     link.add_argument("--profile", type=Path, help="the profile's folder; else the default profile")
-    add("schema", command_schema, "write resources/schema from the engine's job types and tables, and the table of its errors")
+    add(
+        "schema",
+        command_schema,
+        "write resources/schema from the engine's job types and tables, and the table of its errors",
+    )
     add("strings", command_strings, "bring the language files in resources/i18n up to date with the code")
     lock = add("lock", command_lock, "pin all packages with hashes, for Linux, Windows and macOS")
     lock.add_argument("--upgrade", action="store_true", help="take the newest releases")

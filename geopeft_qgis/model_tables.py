@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 from . import settings
 
@@ -30,9 +30,9 @@ class Row(NamedTuple):
 @functools.lru_cache(maxsize=1)
 def tables() -> dict[str, tuple[Row, ...]]:
     """Rows of "backbones", "adapters" and "decoders"."""
-    found = json.loads(Path(settings.resource("schema", "models.json")).read_text(encoding="utf-8"))
+    found: dict[str, list[dict[str, Any]]] = json.loads(Path(settings.resource("schema", "models.json")).read_text("utf-8"))
     return {
-        kind: tuple(Row(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}) for row in rows)
+        kind: tuple(Row(**{**row, "adapters": tuple(row.get("adapters", ()))}) for row in rows)
         for kind, rows in found.items()
     }
 

@@ -12,6 +12,7 @@ from qgis.core import QgsCoordinateReferenceSystem
 
 from .language import tr
 from .sources import gdal_python
+from .stack_dates import with_dates
 
 # Names of bands at the end of the file names of common products, and words for them.
 PRODUCT_BAND = re.compile(
@@ -134,8 +135,12 @@ def by_band(path: str) -> tuple[Any, ...]:
     return (0, int(code[1]), code[2].lower(), name) if code else (1, 0, "", name.lower())
 
 
-def read_bands(paths: Sequence[str]) -> list[StackBand]:
+def read_bands(paths: Sequence[str], dates: bool = False) -> list[StackBand]:
     """All bands of some rasters, in their order.
+
+    Args:
+        paths: what GDAL opens.
+        dates: bands of several dates are called by them too, see `with_dates`.
 
     Raises:
         StackError: a raster cannot be opened, has no place on the ground, or hides pixels by an alpha band.
@@ -146,7 +151,7 @@ def read_bands(paths: Sequence[str]) -> list[StackBand]:
         for path in paths:
             dataset = opened(gdal, path, messages)
             bands += [_band(gdal, dataset, path, index) for index in range(1, dataset.RasterCount + 1)]
-    return _named_apart(bands)
+    return _named_apart(with_dates(bands) if dates else bands)
 
 
 def load_gdal() -> Any:

@@ -15,6 +15,7 @@ from typing import Any, Callable, Optional
 from .language import tr
 from .part_names import part_of
 from .stack_bands import StackBand, StackError, StackGrid, load_gdal, opened, quiet, read_bands, same_crs, sensor_of
+from .stack_dates import shared_time
 
 # A value outside of what bands of a type usually hold, for the pixels that a band lacks.
 ABSENT = {
@@ -127,7 +128,9 @@ def product_tags(bands: Sequence[StackBand]) -> dict[str, str]:
         shared = {key: text for key, text in shared.items() if band.product.get(key) == text}
     sensor = sensor_of(files)
     known = [file for file in files if sensor and sensor_of([file]) == sensor] or files
-    return {**shared, **({"SENSOR": sensor} if sensor else {}), "SOURCE": re.split(r"[\\/]", known[0])[-1]}
+    time = shared_time(bands)
+    told = {**({"SENSOR": sensor} if sensor else {}), **({"DATETIME": time} if time else {})}
+    return {**shared, **told, "SOURCE": re.split(r"[\\/]", known[0])[-1]}
 
 
 def _add_tags(parent: ET.Element, tags: dict[str, str]) -> None:

@@ -31,7 +31,8 @@ def fit_forest(pixels: Pixels, bands: int, seed: int) -> Any:
 def build_unet(spec: ModelSpec, seed: int) -> SegmentationModel:
     """A UNet of random values on all bands of `spec`, of which everything is trained."""
     torch.manual_seed(seed)
-    changes = {"backbone": _UNET_BACKBONE, "adapter": "full", "decoder": "unet", "probe": False, "resample": 1.0}
+    network = {"backbone": _UNET_BACKBONE, "adapter": "full", "decoder": "unet", "decoder_size": "light"}
+    changes = {**network, "probe": False, "resample": 1.0}
     return build(spec.model_copy(update=changes | {"metadata": False}), None, pretrained=False)
 
 

@@ -38,7 +38,7 @@ from geopeft.report import page_path, write_beside
 from geopeft.report.origin import environment, job_record, without_folders
 from geopeft.runtime import PROJECTION, SEEN_POINTS, SEEN_SCALE, choose_device, fill_values, peak_memory_mb
 from geopeft.starting import Start, to_keep
-from geopeft.training import BATCH, FINISH_SHARE, Pace, Trainer
+from geopeft.training import BATCH, FINISH_SHARE, Pace, Trainer, settle
 from geopeft.writing import check_target, write_bytes
 
 # Held-out places a class needs before their loss says which step was best.
@@ -67,7 +67,10 @@ def run(job: FitJob, reporter: Reporter) -> dict[str, Any]:
     if why:
         reporter.warn(f"{Path(job.start).name} cannot be started from: {why}. The training starts afresh.")
     counts = describe_parameters(model)
-    reporter.message(f"{counts['trainable']:,} of {counts['total']:,} parameters are trained.")
+    reporter.message(
+        f"{counts['trainable']:,} of {counts['total']:,} parameters are trained, {counts['decoder_trainable']:,} of "
+        "them the decoder's."
+    )
     checkpoint = checkpoint_path(out)
     fitted = _train(job, prepared, model, start, checkpoint, reporter)
     for info in prepared.infos:
@@ -129,6 +132,7 @@ def _train(
         held = hold_out(job, prepared, reader, sites, reporter, start)
         start = held.start
         folds = [held, *more_folds(job, prepared, reader, sites, held, reporter)]
+        settle(model, ChipSampler(reader, [sites[at] for at in held.taught], held.withheld, size, job.seed))
         initial = model.trainable_state() if len(folds) > 1 else {}
         if start is not None:
             start.put_into(model, classes)

@@ -120,9 +120,7 @@ def gather_pixels(
         with torch.inference_mode():
             features.append(texture(raw)[0].numpy()[:, *at].T)
             if model.probe is not None:
-                maps, _ = model.encode(
-                    raw.to(model.scale.device), scene_of(chip.taken, model.spec, model.scale.device)
-                )
+                maps, _ = model.encode(raw.to(model.scale.device), scene_of(chip.taken, model.spec, model.scale.device))
                 deep.append(model.probe.features(maps, height, width)[0].cpu().numpy()[:, *at].T)
         owners.append(own[:, 0])
     owner = np.concatenate(owners)

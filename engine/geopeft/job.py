@@ -18,6 +18,7 @@ from geopeft.errors import JobError
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Radiometry = Literal["auto", "reflectance", "reflectance10000", "display8", "unknown"]
 Baseline = Literal["random-forest", "unet"]
+DecoderSize = Literal["light", "study"]
 
 POSITIONAL: dict[str, Any] = {"positional": True}
 MAX_JOB_BYTES = 4 << 20
@@ -92,6 +93,9 @@ class FitJob(Job):
     backbone: str = Field(default="auto", description="name of a backbone; auto chooses by bands and pixel size")
     adapter: str = Field(default="lora", description="how the backbone is tuned")
     decoder: str = Field(default="unet", description="how features become a map")
+    decoder_size: DecoderSize = Field(
+        default="light", description="few parameters, or as many as in the study of the method"
+    )
     from_scratch: bool = Field(default=False, description="start the backbone from random values; needs adapter full")
     metadata: bool = Field(default=False, description="tell the backbone when and where chips were taken")
     bands: tuple[str, ...] = BandsField
@@ -356,6 +360,7 @@ class StudyJob(Job):
     )
     search_steps: int = Field(default=60, ge=1, description="training steps of a run that a rate is chosen by")
     steps: int = Field(default=0, ge=0, description="training steps; 0: chosen from the labels")
+    blend: bool = Field(default=False, description="also score each network's blend with a forest, as predict maps it")
     processes: int = Field(default=1, ge=1, le=64, description="runs at the same time; several GPUs are shared out")
     bands: tuple[str, ...] = BandsField
     radiometry: Radiometry = RadiometryField

@@ -69,6 +69,15 @@ class Mapper(ABC):
     def bands_of(self, info: RasterInfo, override: Sequence[str]) -> tuple[Band, ...]:
         """The raster's bands in the model's order; PackageError names what is missing."""
         bands: tuple[Band, ...] = resolve_bands(info, self.manifest.spec.bands, override)
+        for band, trained in zip(bands, self.manifest.spec.bands, strict=True):
+            if band.index in info.power and trained.unit != "decibel":
+                raise PackageError(
+                    f"Band {band.name} of {info.path} is radar power, which is read in decibels; the model was not "
+                    "made for decibels.",
+                    "Train a model on this raster; or give the band a name that does not say VV, VH, HH or HV: its "
+                    "values are then read as they are.",
+                    "RADIOMETRY_DIFFERS",
+                )
         return bands
 
     def to_model_units(

@@ -20,6 +20,7 @@ from geopeft.job import Radiometry as AssumedRadiometry
 from geopeft.models.choose import choose_backbone, input_bands, match_or_refuse, resample_factor
 from geopeft.models.licences import require_licence
 from geopeft.models.metadata import chronicle_of, require_metadata
+from geopeft.models.decoders import DECODERS
 from geopeft.models.registry import BackboneCard
 from geopeft.models.spec import ModelSpec
 
@@ -62,11 +63,12 @@ def prepare(job: FitJob, reporter: Reporter) -> Prepared:
         # Nobody has asked for the default; another adapter that does not fit is refused where the model is built.
         adapter=card.adapters[0] if job.adapter == "lora" and "lora" not in card.adapters else job.adapter,
         decoder=job.decoder,
+        decoder_size=job.decoder_size,
         bands=model_bands,
         num_classes=len(labels.classes),
         gsd_m=gsd_m,
         resample=resample,
-        probe=card.pretrained and not job.from_scratch and job.decoder != "linear",
+        probe=card.pretrained and not job.from_scratch and not DECODERS[job.decoder].by_class,
         rank=job.rank,
         metadata=job.metadata,
         prompt_tokens=job.prompt_tokens,
@@ -78,9 +80,7 @@ def prepare(job: FitJob, reporter: Reporter) -> Prepared:
         )
     if spec.adapter != job.adapter:
         reporter.warn(f"{card.title} cannot be tuned by '{job.adapter}': '{spec.adapter}' is used.")
-    return Prepared(
-        infos, bands, labels, card, spec, radiometry, units, chronicle_of(spec, infos, bands, reporter)
-    )
+    return Prepared(infos, bands, labels, card, spec, radiometry, units, chronicle_of(spec, infos, bands, reporter))
 
 
 def labels_of(
@@ -129,7 +129,7 @@ def pooled_units(
         found.append(radiometry)
         scale, offset = np.ones(len(own)), np.zeros(len(own))
         for position, band in enumerate(own):
-            if radiometry.for_band(band) == (radiometry.scale, radiometry.offset):
+            if radiometry.is_about(band):
                 scale[position], offset[position] = between(radiometry, found[0])
         if (offset != 0).any() or (scale != 1).any():
             reporter.message(f"{Path(info.path).name}: {radiometry.sentence} Brought to the first raster's units.")

@@ -171,7 +171,9 @@ def _plain(card: BackboneCard, scenes: Sequence[SceneBands]) -> Backbone:
     """The network of a card for the bands that all scenes have."""
     first = scenes[0][0].bands
     wavelengths = [length for band in first if (length := optical_wavelength(band)) is not None]
-    names = tuple(band.name for band in first) if not card.bands else _common_names(card, scenes)
+    names = tuple(band.name for band in first)
+    if card.bands and not card.any_optical:
+        names = _common_names(card, scenes)
     return build_backbone(card, names, wavelengths)
 
 

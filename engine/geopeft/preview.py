@@ -10,7 +10,6 @@ import math
 import os
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ from geopeft.runtime import Strip
 from geopeft.scenes import Scene, Scenes
 from geopeft.texture_tiles import TILE_PX, TextureTiles, Tile, View
 from geopeft.watched import watched
+from geopeft.watched import side_by_side
 from geopeft.writing import check_target
 
 # What the part of the raster that is looked at may take of the features' memory; labels elsewhere need the rest.
@@ -252,9 +252,8 @@ def _mapped(
         return classical.of_features(tile.features.reshape(-1, count).float().numpy()).reshape(height, width, -1)
 
     # The trees run on one core however many they are given, so it takes several tiles at once to use the others.
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for top, strip in _strips(view, reader, box, tiles, reporter):
-            found = np.concatenate(list(pool.map(probabilities, strip)), 1)
-            valid = np.concatenate([tile.valid for tile in strip], 1)
-            yield Strip(top, np.moveaxis(found, -1, 0), valid)
-            reporter.progress("preview", top + len(valid), box.row1 - box.row0)
+    for top, strip in _strips(view, reader, box, tiles, reporter):
+        found = np.concatenate(side_by_side(probabilities, strip, torch.get_num_threads()), 1)
+        valid = np.concatenate([tile.valid for tile in strip], 1)
+        yield Strip(top, np.moveaxis(found, -1, 0), valid)
+        reporter.progress("preview", top + len(valid), box.row1 - box.row0)

@@ -20,6 +20,7 @@ from geopeft import package
 from geopeft.data.labels import LabelClass
 from geopeft.data.memory import Memory
 from geopeft.models import SegmentationModel
+from geopeft.models.decoders import DECODERS
 from geopeft.models.spec import InputBand, ModelSpec
 from geopeft.runtime import BESIDE_NETWORK
 from geopeft.training import Pace
@@ -66,7 +67,7 @@ class Start:
         for what, mine, wanted in (
             ("backbone", own.backbone, spec.backbone),
             ("adapter", f"{own.adapter} of rank {own.rank}", f"{spec.adapter} of rank {spec.rank}"),
-            ("decoder", own.decoder, spec.decoder),
+            ("decoder", f"{own.decoder} {own.decoder_size}", f"{spec.decoder} {spec.decoder_size}"),
             ("bands", _band_names(own.bands), _band_names(spec.bands)),
             ("metadata", "on" if own.metadata else "off", "on" if spec.metadata else "off"),
             ("values", self.manifest.radiometry, radiometry),
@@ -76,8 +77,8 @@ class Start:
         rows = self._rows(classes)
         if all(row is None for row in rows):
             return "none of its classes is among the labels"
-        if own.decoder == "linear" and rows != list(range(len(self.manifest.classes))):
-            return "its decoder 'linear' takes no other classes than its own"
+        if DECODERS[own.decoder].by_class and rows != list(range(len(self.manifest.classes))):
+            return f"its decoder '{own.decoder}' takes no other classes than its own"
         return "" if own.probe == spec.probe else "its network is built differently"
 
     def continued(self, spec: ModelSpec) -> ModelSpec:

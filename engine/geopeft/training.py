@@ -44,6 +44,7 @@ ALONE_SHARE = 0.3
 FINISH_SHARE = 0.25
 FINISH_RATE = 0.4
 CHECKPOINT_S = 15.0
+SETTLING_BATCHES = 8
 
 ValidationChips = Sequence[tuple[Chip, tuple[int, int, int]]]
 
@@ -182,7 +183,8 @@ class Trainer:
         for step, values in at.curve:
             self._reporter.metric("fit", step, values, self._total)
         if at.phase == "fit":
-            alone = round(self._pace.alone * steps) if self.model.spec.adapter == "lora" else 0
+            waits = bool(self._adapter) and self.model.spec.adapter != "full"
+            alone = round(self._pace.alone * steps) if waits else 0
             optimizer, before = self._begin(), at.step
             with self._kept_on_cancel(optimizer):
                 while not self._over(last, deadline, alone):
@@ -420,6 +422,23 @@ class Trainer:
     def _update_average(self, keep: float) -> None:
         for name, tensor in self._trained().items():
             self._average[name].lerp_(tensor, 1 - keep)
+
+
+def settle(model: SegmentationModel, sampler: ChipSampler) -> None:
+    """Sets the batch statistics of norms that an adapter put in, to the mean over some batches of training chips."""
+    norms = model.backbone.unsettled
+    device, fill = model.scale.device, fill_values(model.spec.bands)
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    for _ in range(SETTLING_BATCHES if norms else 0):
+        (values, valid, _), taken = sampler.told_batch(BATCH)
+        raw = torch.from_numpy(fill_invalid(values, valid, fill)).to(device)
+        with torch.no_grad():
+            model.encode(raw, scene_of(taken, model.spec, device))
+    for norm in norms:
+        norm.eval()
 
 
 def put(state: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> None:

@@ -11,6 +11,8 @@ from qgis.core import (
     QgsProcessingException,
     QgsProcessingFeedback,
     QgsProcessingOutputString,
+    QgsProcessingParameterBoolean,
+    QgsProcessingParameterDefinition,
     QgsProcessingParameterEnum,
     QgsProcessingParameterMultipleLayers,
     QgsProcessingParameterNumber,
@@ -54,7 +56,9 @@ class StackAlgorithm(SourceAlgorithm):
         "Makes one raster of rasters with one band each, such as the bands of a Sentinel-2 or Landsat scene, a height "
         "model beside an orthophoto, or the months of a year.\n\n"
         "The bands come in the order of the list and are called as the ends of the file names say (B02, B8A, SR_B4, "
-        "nir), so that models find the bands that they need. Scale, offset, nodata and other descriptions are kept.\n\n"
+        "nir), so that models find the bands that they need. Scale, offset, nodata and other descriptions are kept. "
+        "Where the file names tell several dates, the names end in them (B04 2024-06-12): backbones that take several "
+        "dates then see each as one.\n\n"
         "Bands of different pixel sizes get the finest one unless a <b>pixel size</b> is given; they are resampled "
         "bilinearly (means, where pixels get larger), and bands of classes or quality flags by the nearest pixel. "
         "<b>Extent</b>: what all rasters cover, or what any of them covers.\n\n"
@@ -85,6 +89,11 @@ class StackAlgorithm(SourceAlgorithm):
                 "EXTENT", self.tr("Extent"), list(EXTENTS), False, EXTENTS[0], usesStaticStrings=True
             )
         )
+        dates = QgsProcessingParameterBoolean(
+            "DATES", self.tr("Names of the bands end in the date, where the file names tell several dates"), True
+        )
+        dates.setFlags(dates.flags() | QgsProcessingParameterDefinition.Flag.FlagAdvanced)
+        self.addParameter(dates)
         self.addParameter(StackDestination("OUTPUT", self.tr("Stack")))
         self.addOutput(QgsProcessingOutputString("BANDS", self.tr("Names of the bands, with commas")))
 
@@ -107,7 +116,7 @@ class StackAlgorithm(SourceAlgorithm):
             return not feedback.isCanceled()
 
         try:
-            bands = read_bands(self._paths)
+            bands = read_bands(self._paths, self.parameterAsBool(parameters, "DATES", context))
             grid = plan(bands, self.parameterAsDouble(parameters, "RESOLUTION", context), union)
             names = ", ".join(band.name for band in bands)
             text = self.tr("{width} x {height} pixels of {size:.6g}, bands {names}.")

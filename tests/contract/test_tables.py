@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from geopeft.data.bands import RADAR_ROLES
 from geopeft.models import SegmentationModel, build, describe_parameters
 from geopeft.models.adapters import ADAPTERS
 from geopeft.models.backbones import BACKBONES
 from geopeft.models.decoders import DECODERS
-from geopeft.models.registry import BackboneCard, load_builder
+from geopeft.models.registry import SAR_UM, BackboneCard, load_builder
 from geopeft.models.segmentation import build_backbone
 from geopeft.models.spec import InputBand, ModelSpec
 
@@ -107,7 +108,7 @@ def shaken(model: SegmentationModel) -> SegmentationModel:
 def test_a_backbone_gives_the_maps_it_announces(backbone: str) -> None:
     card = BACKBONES[backbone]
     names = tuple(band.name for band in card.bands) or ("a", "b")
-    made = build_backbone(card, names, [0.49, 1.61]).eval()
+    made = build_backbone(card, names, [band.wavelength_um for band in card.bands] or [0.49, 1.61]).eval()
     assert len(made.out_channels) == len(made.strides) >= 2
     assert list(made.strides) == sorted(made.strides)
     for size in ((64, 64), SIZE, (8, 9)):
@@ -129,7 +130,9 @@ def test_a_card_says_what_it_is(backbone: str) -> None:
     assert card.weights.revision == "" or len(card.weights.revision) == 40
     for band in card.bands:
         scale, offset = card.normalization(band.name)
-        assert band.std > 0 and 0.3 < band.wavelength_um < 15
+        assert band.unit in ("", "decibel") and (band.unit == "decibel") is (band.common in RADAR_ROLES)
+        low, high = (SAR_UM / 2, SAR_UM * 2) if band.unit == "decibel" else (0.3, 15)
+        assert band.std > 0 and low < band.wavelength_um < high
         at_mean = {"mean2std": 0.5, "zscore": 0.0, "reflectance": band.mean / 10_000}[card.normalize]
         assert band.mean * scale + offset == pytest.approx(at_mean, abs=1e-9)
 

@@ -3,6 +3,7 @@
 import io
 import json
 import struct
+import stat
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -195,6 +196,21 @@ def test_a_compressed_member_is_refused(saved: Path) -> None:
     rewrite(saved, lambda members: members, compression=zipfile.ZIP_DEFLATED)
     with pytest.raises(PackageError):
         package.read(saved)
+
+
+@pytest.mark.fault("M03")
+@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFCHR, stat.S_IFIFO, stat.S_IFDIR])
+def test_a_member_that_is_a_link_or_a_device_is_refused(saved: Path, kind: int) -> None:
+    with zipfile.ZipFile(saved) as archive:
+        members = {info.filename: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(saved, "w") as archive:
+        for name, body in members.items():
+            info = zipfile.ZipInfo(name)
+            info.external_attr = (kind if name == "weights.safetensors" else stat.S_IFREG) << 16 | 0o644 << 16
+            archive.writestr(info, body)
+    with pytest.raises(PackageError) as error:
+        package.read(saved)
+    assert error.value.code == "PACKAGE_UNSAFE" and "weights.safetensors is no plain file" in error.value.message
 
 
 def test_a_member_twice_is_refused(saved: Path) -> None:

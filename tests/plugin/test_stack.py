@@ -236,6 +236,49 @@ def test_two_dates_of_a_band_keep_apart(provider, tmp_path):
     assert run(scene, tmp_path / "s.vrt")["BANDS"] == "june_B02, july_B02"
 
 
+DATED = (
+    ("T32UPU_20240612T101031_B02_10m.jp2", "2024-06-12T10:10:31"),
+    ("LC08_L2SP_193026_20200619_20200824_02_T1_SR_B4.TIF", "2020-06-19"),
+    ("HLS.S30.T32UPU.2024164T101031.v2.0.B04.tif", "2024-06-12T10:10:31"),
+    ("MOD09A1.A2020001.h18v04.006.sur_refl_b02.tif", "2020-01-01"),
+    ("/data/20010101/field 2024-06-12_B02.tif", "2024-06-12"),
+    ("a_20240230_20240301.tif", "2024-03-01"),
+    ("a_20241345.tif", ""),
+    ("tile_2012345.tif", ""),
+    ("june_B02.tif", ""),
+)
+
+
+@pytest.mark.parametrize(("file", "time"), DATED)
+def test_file_names_say_the_date(qgis_app, file, time):
+    from geopeft_qgis.stack_dates import time_in
+
+    assert time_in(file) == time
+
+
+@pytest.mark.parametrize("suffix", [".vrt", ".tif"])
+def test_bands_of_several_dates_are_called_by_them(provider, tmp_path, suffix):
+    scene = [
+        make(tmp_path / f"T32UPU_{date}T101031_{band}_10m.tif", ramp(40, 60))
+        for date in ("20240612", "20240702")
+        for band in ("B04", "B08")
+    ]
+    scene.append(make(tmp_path / "dem.tif", ramp(40, 60)))
+    result = run(scene, tmp_path / f"s{suffix}")
+    assert result["BANDS"] == "B04 2024-06-12, B08 2024-06-12, B04 2024-07-02, B08 2024-07-02, dem"
+    dataset = read(result["OUTPUT"])[1]
+    assert dataset.GetRasterBand(3).GetDescription() == "B04 2024-07-02"
+    assert dataset.GetMetadataItem("DATETIME") is None
+    names = run(scene, tmp_path / f"plain{suffix}", DATES=False)["BANDS"]
+    assert names.split(", ")[0] == "T32UPU_20240612T101031_B04_10m"
+
+
+def test_a_stack_of_one_date_says_it_once(provider, scene, tmp_path):
+    result = run(scene, tmp_path / "s.vrt")
+    assert result["BANDS"] == "B04, B08, B8A, SCL"
+    assert read(result["OUTPUT"])[1].GetMetadataItem("DATETIME").startswith("20")
+
+
 def test_rasters_of_several_bands_are_taken_whole(provider, tmp_path):
     several = numpy.stack([ramp(40, 60), ramp(40, 60) + 5])
     scene = [make(tmp_path / "ortho.tif", several), make(tmp_path / "dsm.tif", ramp(40, 60).astype("float32"))]

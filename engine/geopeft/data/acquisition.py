@@ -29,9 +29,13 @@ _CLOCK = (
     r"(?:(?:[T ]|_(?=\d{6}(?!\d)))(?P<hour>\d{2}):?(?P<minute>\d{2})(?::?(?P<second>\d{2})(?:\.\d+)?)?"
     r"\s*(?P<zone>Z|[+-]\d{2}:?\d{2})?)?"
 )
-_CALENDAR = re.compile(rf"(?<!\d)(?P<year>(?:19|20)\d{{2}})([-:/_.]?)(?P<month>\d{{2}})\2(?P<day>\d{{2}}){_CLOCK}(?!\d)")
+_CALENDAR = re.compile(
+    rf"(?<!\d)(?P<year>(?:19|20)\d{{2}})([-:/_.]?)(?P<month>\d{{2}})\2(?P<day>\d{{2}}){_CLOCK}(?!\d)"
+)
 # HLS (2024164T101031) and MODIS (A2024164) count the days of the year.
-_ORDINAL = re.compile(rf"(?:(?<![A-Za-z0-9])A|(?<!\d)(?=\d{{7}}T))(?P<year>(?:19|20)\d{{2}})(?P<ordinal>\d{{3}}){_CLOCK}(?!\d)")
+_ORDINAL = re.compile(
+    rf"(?:(?<![A-Za-z0-9])A|(?<!\d)(?=\d{{7}}T))(?P<year>(?:19|20)\d{{2}})(?P<ordinal>\d{{3}}){_CLOCK}(?!\d)"
+)
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,8 @@ def acquisition_of(info: RasterInfo) -> Acquisition:
             if time is not None:
                 return Acquisition(time, how, tuple(ignored))
             odd.append(f"{written} of {how}")
+        if not odd and how.startswith("its tag") and text.strip():
+            odd = [f"{text.strip()[:40]!r} of {how}"]
         ignored += odd[:1]
     return Acquisition(None, "", tuple(ignored))
 
@@ -110,8 +116,9 @@ def _time_of(parts: dict[str, str | None]) -> datetime.datetime | None:
 
 
 def _clock(parts: dict[str, str | None]) -> datetime.time:
+    hour, minute, second = (int(parts.get(name) or 0) for name in ("hour", "minute", "second"))
     try:
-        return datetime.time(*(int(parts[name] or 0) for name in ("hour", "minute", "second"))) if parts.get("hour") else _NOON
+        return datetime.time(hour, minute, second) if parts.get("hour") else _NOON
     except ValueError:
         return _NOON
 
@@ -155,7 +162,7 @@ class Chronicle:
         for info, own in zip(self._infos, self.acquisitions, strict=True):
             name = os.path.basename(info.path)
             odd = [text for taken in own for text in taken.ignored]
-            said += [f"{name}: there is no date {text}: it is passed over." for text in odd]
+            said += [f"{name}: {text} is no date that can be: it is passed over." for text in odd]
             known = [taken for taken in own if taken.time is not None]
             if known:
                 days = ", ".join(f"{taken.time:%Y-%m-%d}" for taken in known)

@@ -1,9 +1,9 @@
 """Which band of a raster is which: roles from names and wavelengths, and matching them to what a model wants.
 
-A role is a STAC-like common name (`ROLES`), or "" where nothing says what the band is. Rules, first hit wins:
+A role is a STAC-like common name (`ROLES`), a polarisation (`RADAR_ROLES`), or "" where nothing says what the band is. Rules, first hit wins:
 
 1. The band's name is a word: "Blue", "Band 1 - Blue", "nir08", "SWIR 1". Names of things that are no spectral band
-   (ndvi, dem, vv, mask, ...) give the role "".
+   (ndvi, dem, mask, ...) give the role "", those of radar backscatter that of their polarisation ("Sigma0_VV_db").
 2. The name is a number code: "B02", "B8A", "SR_B4". What a number means depends on the sensor; see `find_sensor`.
    A wavelength that contradicts the code wins over it.
 3. A wavelength: in the band's tags, in its name ("0.418 um"), or in a list in the dataset's tags. Of several bands that
@@ -43,6 +43,9 @@ ROLES: dict[str, tuple[float, float, float]] = {
     "swir22": (2.190, 2.050, 2.360),
     "thermal": (11.0, 8.0, 14.0),
 }
+
+# Polarisations of radar backscatter: transmitted, received.
+RADAR_ROLES = ("vv", "vh", "hh", "hv")
 
 _SENSORS: dict[str, dict[str, str]] = {
     "sentinel-2": {
@@ -89,6 +92,11 @@ _NOT_SPECTRAL = frozenset(
     "class classes label labels lulc landcover cloud clouds cloudmask snow shadow angle azimuth zenith probability "
     "ratio index pca pc texture doy date time count density temperature population".split()
 )
+# What a radar band's name must not say, beside its polarisation, to hold backscatter.
+_NOT_BACKSCATTER = frozenset(
+    "coherence coh ratio index amplitude phase angle mask std stddev variance cv diff difference slope count texture "
+    "entropy alpha real imag i q".split()
+)
 _NOISE = frozenset(
     "band channel layer dn sr toa boa ref refl reflectance radiance surface top bottom of atmosphere l1c l2a s2 s2a "
     "s2b "
@@ -120,7 +128,7 @@ class Band:
         index: 1-based number in the file.
         name: its description, else "Band N".
         wavelength_um: centre wavelength; None where nobody says it.
-        common: its role, one of `ROLES`, or "".
+        common: its role, one of `ROLES` or `RADAR_ROLES`, or "".
         date: YYYY-MM-DD where the name ends in it, else "".
     """
 
@@ -171,7 +179,18 @@ class BandFacts:
 
 def is_not_spectral(name: str) -> bool:
     """True for names of indices, heights, radar channels, masks and the like."""
-    return any(re.sub(r"\d+$", "", word) in _NOT_SPECTRAL or word in _NOT_SPECTRAL for word in _tokens(name))
+    words = _tokens(name)
+    return any(re.sub(r"\d+$", "", w) in _NOT_SPECTRAL or w in _NOT_SPECTRAL for w in words) or bool(radar_role(name))
+
+
+def radar_role(name: str) -> str:
+    """The polarisation of a band of radar backscatter, one of `RADAR_ROLES`; "" for every other band.
+
+    "VV", "vh_db", "Sigma0_VV", "Gamma0_VH_dB 2024-06-12" say one; "VV/VH ratio" and "VV_coherence" do not.
+    """
+    words = _tokens(split_date(name.strip())[0])
+    found = {word.removesuffix("db") for word in words} & set(RADAR_ROLES)
+    return found.pop() if len(found) == 1 and not _NOT_BACKSCATTER & set(words) else ""
 
 
 def name_bands(facts: Sequence[BandFacts], tags: Mapping[str, str], file_name: str = "") -> tuple[Band, ...]:
@@ -342,7 +361,7 @@ def _tokens(name: str) -> list[str]:
 def _word_role(name: str) -> str:
     """The role that a name says in words; "" for codes and everything else."""
     if is_not_spectral(name):
-        return ""
+        return radar_role(name)
     plain = _LENGTH.sub(" ", name)
     for text in (plain, re.sub(r"\(.*?\)", " ", plain), " ".join(re.findall(r"\((.*?)\)", plain))):
         tokens = [token for token in _tokens(text) if token not in _NOISE]

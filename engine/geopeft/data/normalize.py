@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from geopeft import job
 from geopeft.data.bands import Band, find_sensor, is_not_spectral
+from geopeft.data.radar import radar_sentence
 from geopeft.data.raster import BandStatistics, RasterInfo
 
 Kind = Literal["reflectance", "display", "unknown"]
@@ -33,18 +34,22 @@ class Radiometry:
         kind: what canonical values are.
         scale, offset: for spectral bands; see `for_band`.
         sentence: for the user: what was assumed, and why.
+        decibels: numbers of the radar bands that are read in decibels.
     """
 
     kind: Kind
     scale: float
     offset: float
     sentence: str
+    decibels: tuple[int, ...] = ()
 
     def for_band(self, band: Band) -> tuple[float, float]:
         """(scale, offset) of one band: indices, heights, radar and the like keep their own values."""
-        if is_not_spectral(band.name) or (band.common == "thermal" and self.kind == "reflectance"):
-            return 1.0, 0.0
-        return self.scale, self.offset
+        return (self.scale, self.offset) if self.is_about(band) else (1.0, 0.0)
+
+    def is_about(self, band: Band) -> bool:
+        """Whether scale and offset are this band's."""
+        return not (is_not_spectral(band.name) or (band.common == "thermal" and self.kind == "reflectance"))
 
 
 def between(now: Radiometry, trained: Radiometry) -> tuple[float, float]:
@@ -86,7 +91,26 @@ class _Evidence:
 def assume_radiometry(
     info: RasterInfo, bands: Sequence[Band], stats: BandStatistics, override: job.Radiometry = "auto"
 ) -> Radiometry:
-    """What the values of `bands` are.
+    """What the values of `bands` are: of the spectral ones as one, by `_spectral_radiometry`'s rules, of radar by
+    `geopeft.data.radar`'s.
+
+    Args:
+        info: the raster.
+        bands: the bands in use.
+        stats: `band_statistics` of these bands, in this order.
+        override: what the user says of the spectral bands; "auto" finds out.
+    """
+    decibels, radar = radar_sentence(bands, info.power, stats.low, stats.high)
+    if radar and not _judged_bands(bands):
+        return Radiometry("unknown", 1.0, 0.0, radar, decibels)
+    found = _spectral_radiometry(info, bands, stats, override)
+    return replace(found, sentence=f"{found.sentence} {radar}".strip(), decibels=decibels)
+
+
+def _spectral_radiometry(
+    info: RasterInfo, bands: Sequence[Band], stats: BandStatistics, override: job.Radiometry
+) -> Radiometry:
+    """What the values of spectral bands are.
 
     The rules, first hit wins:
 
@@ -102,12 +126,6 @@ def assume_radiometry(
     6. Everything else is unknown and stays as it is.
 
     Only spectral bands are judged where there are any; indices, heights and radar never count as reflectance.
-
-    Args:
-        info: the raster.
-        bands: the bands in use.
-        stats: `band_statistics` of these bands, in this order.
-        override: what the user says; "auto" finds out.
     """
     judged = _judged_bands(bands)
     evidence = _Evidence(info, tuple(bands[i] for i in judged), stats.low[judged], stats.high[judged])

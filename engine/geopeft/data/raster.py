@@ -13,7 +13,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from rasterio.windows import Window
 
 from geopeft.data.bands import Band as Band
 from geopeft.data.bands import BandFacts, is_not_spectral, name_bands
+from geopeft.data.radar import is_power, is_radar, to_decibels
 from geopeft.data.raster_sources import HTTP_OPTIONS, archive_of, check_source, check_vrt, identity, is_plain, is_remote
 from geopeft.errors import GeopeftError, RasterError, is_out_of_memory, out_of_memory
 
@@ -62,6 +63,7 @@ class RasterInfo:
         alpha: number of the alpha band, 0 where there is none.
         files: the files that the fingerprint covers.
         dtypes: data type of each data band.
+        power: numbers of the radar bands whose linear power is read as decibels.
     """
 
     path: str
@@ -82,6 +84,7 @@ class RasterInfo:
     alpha: int = 0
     files: tuple[str, ...] = field(default=(), repr=False)
     dtypes: tuple[str, ...] = field(default=(), repr=False)
+    power: tuple[int, ...] = field(default=(), repr=False)
 
     @property
     def height(self) -> int:
@@ -148,7 +151,7 @@ def describe(path: str, *, classes: bool = False) -> RasterInfo:
         except (RasterioError, CPLE_BaseError) as error:  # a header that opens but makes no sense
             raise _cannot_open(path, error) from error
         _probe(info, dataset)
-    return info
+        return info if classes else replace(info, power=_power_bands(info, dataset))
 
 
 @contextmanager
@@ -211,12 +214,13 @@ class RasterReader:
         self._nodatas = [info.nodatas[position[index]] for index in self._indexes]
         self._masked = [info.masked[position[index]] for index in self._indexes]
         self._remote = is_remote(info.path)
+        self._power = [at for at, index in enumerate(self._indexes) if index in info.power]
         kinds = [info.dtypes[position[index]] for index in self._indexes if info.dtypes]
         # rasterio reads several bands at once only where they have one type.
         self._common_type = np.result_type(*kinds) if len(set(kinds)) > 1 else None
 
     def read(self, window: Window) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Values (C, h, w) in raster units and valid mask (h, w) of a window, which may reach beyond the raster.
+        """Values (C, h, w) in raster units, linear radar power in decibels, and valid mask (h, w) of a window, which may reach beyond the raster.
 
         A pixel is valid where every chosen band is; values at other pixels are 0.
 
@@ -243,6 +247,8 @@ class RasterReader:
                 values[inside] = native
             if native.dtype.kind == "f":
                 good &= np.isfinite(values[inside])
+            for at in self._power:
+                values[inside][at] = to_decibels(values[inside][at])
             values[inside][~good] = 0
             valid[inside] = good
         return values, valid
@@ -581,6 +587,32 @@ def _probe(info: RasterInfo, dataset: Any) -> None:
             raise _cannot_read(info, window, error) from error
 
 
+def _power_bands(info: RasterInfo, dataset: Any) -> tuple[int, ...]:
+    """Numbers of the radar bands that hold linear power, by the values of 9 windows, or of 144 where those are empty."""
+    floating = {band.index for band, dtype in zip(info.bands, info.dtypes, strict=True) if dtype.startswith("float")}
+    found = []
+    for index in (band.index for band in info.bands if is_radar(band) and band.index in floating):
+        reader = RasterReader(info, [index], dataset)
+        for side_count in (3, 12):
+            values = np.concatenate(
+                [
+                    chip[0][good[0] & (chip[0] != 0)]
+                    for row in _spread(info.height, 64, side_count)
+                    for col in _spread(info.width, 64, side_count)
+                    for chip, good in [reader.read_bands(_inside(info, row, col, 64))]
+                ]
+            )
+            if len(values):
+                break
+        if is_power(values):
+            found.append(index)
+    return tuple(found)
+
+
+def _inside(info: RasterInfo, row: int, col: int, side: int) -> Window:
+    return Window(col, row, min(side, info.width - col), min(side, info.height - row))
+
+
 def _own_files(path: str, dataset: Any) -> tuple[str, ...]:
     """The files whose change changes the pixels; of a VRT also its sources (the first 256)."""
     files = [name for name in [path, archive_of(path), *dataset.files] if os.path.isfile(name)]
@@ -609,8 +641,7 @@ def _sample(info: RasterInfo, indexes: Sequence[int], side_count: int) -> tuple[
     with open_raster(info, indexes) as reader:
         for row in _spread(info.height, side, side_count):
             for col in _spread(info.width, side, side_count):
-                window = Window(col, row, min(side, info.width - col), min(side, info.height - row))
-                chip, good = reader.read_bands(window)
+                chip, good = reader.read_bands(_inside(info, row, col, side))
                 step = max(1, round(chip[0].size / per_window))
                 values.append(chip.reshape(len(chip), -1)[:, ::step])
                 valid.append(good.reshape(len(good), -1)[:, ::step])

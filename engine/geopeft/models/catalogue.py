@@ -34,5 +34,5 @@ def run(job: ModelsJob, reporter: Reporter) -> dict[str, Any]:
     return {
         "backbones": backbones,
         "adapters": [{"name": row.name, "title": row.title} for row in ADAPTERS],
-        "decoders": [{"name": row.name, "title": row.title} for row in DECODERS],
+        "decoders": [{"name": row.name, "title": row.title, "parameters": dict(row.parameters)} for row in DECODERS],
     }

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from geopeft.data.bands import Band, dates_of, match_bands, split_date
+from geopeft.data.bands import ROLES, Band, dates_of, match_bands, split_date
 from geopeft.data.normalize import Radiometry
+from geopeft.data.radar import is_radar
 from geopeft.data.raster import BandStatistics
 from geopeft.errors import BandError, RasterError, WeightsError
 from geopeft.events import Reporter
@@ -15,7 +16,7 @@ from geopeft.models.backbones import BACKBONES
 from geopeft.models.backbones.adapted import read_header
 from geopeft.models.dates import match_dates, of_one_date, refuse_dates
 from geopeft.models.licences import is_accepted
-from geopeft.models.registry import BackboneCard
+from geopeft.models.registry import BackboneCard, CardBand
 from geopeft.models.spec import InputBand
 from geopeft.models.wavelengths import optical_wavelength
 from geopeft.models.weights import cache_folder, fetch, file_sha256, locate
@@ -26,6 +27,8 @@ _SPECTRAL = ("galileo_base", "galileo_tiny", "galileo_nano", "geopeft_small", "t
 # Networks of timm, taken from the user's folder only.
 _DINO = ("vit_base_patch16_dinov3.lvd1689m", "vit_small_patch16_dinov3.lvd1689m", "vit_base_patch14_dinov2.lvd142m",
          "vit_small_patch14_dinov2.lvd142m")  # fmt: skip
+# Where there is radar, taken from the user's folder only.
+_RADAR = ("terramind_v1_base", "terramind_v1_small", "terramind_v1_tiny")
 _VISIBLE = (*_DINO, "tf_efficientnet_lite0", "geopeft_small")
 _WITHOUT_WEIGHTS = "scratch_unet"
 # A backbone made for satellite pixels sees nothing useful in a drone's, and the other way round.
@@ -41,22 +44,28 @@ def choose_backbone(
 
     `auto`: for pixels of 4 to 120 m with more than three known bands, a backbone made for multispectral satellites,
     else the model in the box, which takes any optical band; otherwise, where red, green and blue are there, one made
-    for pictures: a DINO vision transformer if the user's folder has one. Of each kind the first whose weights are at
+    for pictures: a DINO vision transformer if the user's folder has one. A backbone that takes radar as well comes first
+    where the raster has radar and the user's folder the weights. Of each kind the first whose weights are at
     hand or can be fetched. A small network without pretraining is left where no band is known to be optical. A named
     backbone is taken as it is.
     """
     if name != "auto":
         card = named_card(name)
         return card, f"Backbone: {card.title}, as asked for."
-    roles = {band.common for band in bands} - {""}
+    roles = {band.common for band in bands} & set(ROLES)
     spectral = SATELLITE_GSD_M[0] <= gsd_m <= SATELLITE_GSD_M[1] and len(roles) > 3
-    optical = len(optical_bands(bands))
-    reason = f"{optical} optical band{'s' * (optical != 1)} at {gsd_m:.3g} m"
+    optical, radar = len(optical_bands(bands)), sum(is_radar(band) for band in bands)
+    reason = f"{optical} optical band{'s' * (optical != 1)}{f' and {radar} of radar' if radar else ''} at {gsd_m:.3g} m"
+    wishes = _SPECTRAL if spectral else _VISIBLE
+    if radar and SATELLITE_GSD_M[0] <= gsd_m <= SATELLITE_GSD_M[1]:
+        wishes = (*_RADAR, *wishes)
     missing: list[str] = []
-    for wish in _SPECTRAL if spectral else _VISIBLE:
+    for wish in wishes:
         if wish in _DINO and not _in_folder(wish, weights_dir):
             continue
         card = BACKBONES[wish]
+        if wish in _RADAR and locate(card, weights_dir) is None:
+            continue
         if not match_for(card, bands, dates=True) or (card.restricted and not is_accepted(card)):
             continue
         try:
@@ -100,7 +109,8 @@ def named_card(name: str) -> BackboneCard:
 def match_for(card: BackboneCard, bands: Sequence[Band], *, dates: bool = False) -> dict[str, Band]:
     """Card band name -> raster band; empty where the backbone cannot see this raster.
 
-    A backbone for pictures needs all its bands; one for multispectral sensors at least three of them.
+    A backbone for pictures needs all its bands; one for multispectral sensors at least three of them, or one of radar
+    if it takes that. One that takes any optical band gets those that it does not know under their wavelengths.
 
     Args:
         dates: where the bands are of several dates, all of them are matched, as `BAND DATE`; else the earliest alone.
@@ -110,19 +120,22 @@ def match_for(card: BackboneCard, bands: Sequence[Band], *, dates: bool = False)
             return match_dates(card, bands)
         bands = of_one_date(bands)
     if card.any_optical:
-        return optical_bands(bands)
+        return optical_bands(bands, card.bands)
     if not card.bands:
         return {}
     found = match_bands(bands, card.bands)
-    return found if len(found) >= min(3, len(card.bands)) else {}
+    radar = any(is_radar(band) for band in found.values())
+    return found if radar or len(found) >= min(3, len(card.bands)) else {}
 
 
-def optical_bands(bands: Sequence[Band]) -> dict[str, Band]:
-    """Wavelength in words -> band, of the bands that are known to be optical."""
-    found: dict[str, Band] = {}
-    for band in bands:
+def optical_bands(bands: Sequence[Band], known: Sequence[CardBand] = ()) -> dict[str, Band]:
+    """Name -> band, of the bands that are known to be optical: that of a `known` band, else the wavelength in words."""
+    optical = [band for band in bands if optical_wavelength(band) is not None]
+    found = match_bands(optical, known)
+    named = {band.index for band in found.values()}
+    for band in optical:
         length = optical_wavelength(band)
-        if length is not None:
+        if band.index not in named:
             name = f"{length:g} um"
             found[name if name not in found else f"{name} ({band.index})"] = band
     return found
@@ -142,14 +155,14 @@ def match_or_refuse(
     found = match_for(card, bands, dates=dates)
     if found or not (card.bands or card.any_optical):
         return found
+    if ordered and len(bands) == len(card.bands):
+        return {wanted.name: band for wanted, band in zip(card.bands, bands, strict=True)}
     if card.any_optical:
         raise BandError(
             f"{card.title} needs an optical band whose wavelength is known; none of the raster's bands "
             f"({', '.join(band.name for band in bands)}) says what it is.",
             "Name the bands in the file (red, nir, ...), tag their wavelengths, or choose the backbone scratch_unet.",
         )
-    if ordered and len(bands) == len(card.bands):
-        return {wanted.name: band for wanted, band in zip(card.bands, bands, strict=True)}
     needed = ", ".join(f"{band.name} ({band.common})" for band in card.bands)
     present = ", ".join(f"{band.index} {band.name}" for band in bands)
     raise BandError(
@@ -190,44 +203,58 @@ def input_bands(
 
     Values in the card's own unit are normalised by the card's mean and standard deviation. Values in another unit
     (8-bit numbers for a backbone that expects reflectance, say) are matched: the raster's own mean and standard
-    deviation take the place of the card's.
+    deviation take the place of the card's. So are the bands that an any-optical backbone with bands does not know.
     """
     unit = "reflectance" if card.unit == "reflectance10000" else "display"
     same_unit = radiometry.kind == unit
     rows = {card_band.name: card_band for card_band in card.bands}
-    by_index = {band.index: rows[name] for key, band in matched.items() if (name := split_date(key)[0]) in rows}
+    by_index = {band.index: split_date(key)[0] for key, band in matched.items()}
+    what = "reflectances" if unit == "reflectance" else "8-bit brightness"
+    expected: set[str] = set()
     result = []
     for position, band in enumerate(bands):
         scale, offset = radiometry.for_band(band)
         mean = float(statistics.mean[position]) * scale + offset
         std = max(float(statistics.std[position]) * scale, 1e-6)
-        card_band = by_index.get(band.index)
+        name = by_index.get(band.index, "")
+        card_band = rows.get(name)
         backbone: dict[str, Any] = {}
         if card_band is not None:
             # The value in the card's unit is canonical * a + b, and the card says how that is normalised.
-            a, b = (10_000.0, 0.0) if unit == "reflectance" else (1.0, 0.0)
-            if not same_unit:
+            radar = card_band.unit == "decibel"
+            a, b = (10_000.0, 0.0) if unit == "reflectance" and not radar else (1.0, 0.0)
+            if not (band.index in radiometry.decibels if radar else same_unit):
                 a, b = card_band.std / std, card_band.mean - card_band.std * mean / std
+                expected.add("decibels" if radar else what)
             times, plus = card.normalization(card_band.name)
             backbone = {
                 "backbone_band": card_band.name,
                 "backbone_scale": a * times,
                 "backbone_offset": b * times + plus,
             }
+        elif card.bands and name:
+            if not same_unit:
+                expected.add(what)
+            backbone = {"backbone_band": name, "backbone_scale": 1 / std, "backbone_offset": -mean / std}
+        length = band.wavelength_um
+        if length is None and card.any_optical and card_band is not None:
+            length = card_band.wavelength_um
         result.append(
             InputBand(
                 name=band.name,
                 date=band.date,
                 common=band.common,
-                wavelength_um=band.wavelength_um if band.wavelength_um is not None else optical_wavelength(band),
+                wavelength_um=length if length is not None else optical_wavelength(band),
                 scale=scale,
                 offset=offset,
                 mean=mean,
                 std=std,
+                unit="decibel" if band.index in radiometry.decibels else "",
                 **backbone,
             )
         )
-    what = "reflectances" if unit == "reflectance" else "8-bit brightness"
-    matching = f"The backbone expects {what}; the raster's values are brought there by their mean and deviation."
-    sentence = matching if card.bands and matched and not same_unit else ""
-    return tuple(result), sentence
+    matching = (
+        f"The backbone expects {' and '.join(sorted(expected))}; the raster's values are brought there by their mean "
+        "and deviation."
+    )
+    return tuple(result), matching if expected else ""

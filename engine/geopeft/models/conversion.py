@@ -11,12 +11,12 @@ import multiprocessing
 import os
 import sys
 import tempfile
-import threading
 from multiprocessing import connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from geopeft.errors import out_of_memory
+from geopeft.errors import is_out_of_memory, out_of_memory
+from geopeft.watched import end_with_parent
 from geopeft.writing import check_target, write_bytes
 
 if TYPE_CHECKING:
@@ -107,28 +107,20 @@ def _in_child(path: Path, part: Path, sha256: str) -> None:
 
 def _convert(source: str, part: str, sha256: str, told: connection.Connection) -> None:
     """What the child does: reads, writes, tells by one message."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    from safetensors.torch import save_file
-
     try:
+        end_with_parent()
+        from safetensors.torch import save_file
+
         _lock_down(part, os.path.getsize(source))
         tensors = {key: value.contiguous().clone() for key, value in load_pickled(Path(source)).items()}
         save_file(tensors, part, {"source_sha256": sha256})
         message = "DONE"
-    except MemoryError:
-        message = "MEMORY"
     except ConversionError as error:
         message = str(error)
     except Exception as error:  # torch raises many kinds of errors for a broken file
         message = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:500]}"
+        message = "MEMORY" if is_out_of_memory(error) else message
     told.send_bytes(message.encode("utf-8", "replace"))
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
 
 
 def _lock_down(part: str, source_bytes: int) -> None:

@@ -25,10 +25,11 @@ def require_licence(card: BackboneCard, accepts: bool) -> None:
         raise JobError(
             f"The weights of {card.network} are under the licence '{card.licence}', which limits what they, and models "
             "that build on them, may be used for.",
-            f"Read it ({card.terms or card.paper}); if your use agrees with it, accept it once: accept_licence, in the toolbox too.",
+            f"Read it ({card.terms or card.paper}); if your use agrees with it, accept it once: accept_licence, in the "
+            "toolbox too.",
             "LICENCE_NOT_ACCEPTED",
         )
-    today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
     record = _recorded() | {card.network: {"licence": card.licence, "accepted": today}}
     check_target(_file())
     write_bytes(_file(), json.dumps(record, indent=1).encode())

@@ -53,9 +53,10 @@ def chronicle_of(
             reporter.message(sentence)
         undated = chronicle.undated()
         if undated:
+            more = " ..." if len(undated) > 8 else ""
             reporter.warn(
-                f"Nothing says when {', '.join(undated[:8])}{' ...' if len(undated) > 8 else ''} was taken: the backbone "
-                "works without the time there. A date at the end of the file name will do: NAME_2024-06-12.tif."
+                f"Nothing says when {', '.join(undated[:8])}{more} was taken: the backbone works without the time "
+                "there. A date at the end of the file's name will do: NAME_2024-06-12.tif."
             )
     return chronicle
 

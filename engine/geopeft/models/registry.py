@@ -17,6 +17,9 @@ PROMPTED_ADAPTERS = (*WEIGHT_ADAPTERS, "vpt")
 TRANSFORMER_ADAPTERS = (*PROMPTED_ADAPTERS, "vit-adapter")
 
 
+# Sentinel-1's C band, 5.405 GHz, as a wavelength.
+SAR_UM = 55_465.0
+
 # Licences that anybody may use weights under for anything, with no more than a notice.
 OPEN_LICENCES = {
     "apache-2.0", "mit", "bsd-3-clause", "bsd-2-clause", "cc-by-4.0", "cc-by-sa-4.0", "cc0-1.0", "gpl-2.0-or-later",
@@ -25,13 +28,15 @@ OPEN_LICENCES = {
 
 @dataclass(frozen=True)
 class CardBand:
-    """A band as a backbone knows it. `mean` and `std` are in the card's unit."""
+    """A band as a backbone knows it. `mean` and `std` are in the card's unit, or in the band's own where it has one:
+    "decibel" (radar backscatter)."""
 
     name: str
     common: str
     wavelength_um: float
     mean: float
     std: float
+    unit: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,8 @@ class BackboneCard:
     or "reflectance" (x / 10 000).
     `gsd_m` is the range of pixel sizes it takes as they are; None: any. A card without bands is of a backbone that
     takes every input band, standardised; with `any_optical` those only whose wavelength is known to be optical, and its
-    builder is told the wavelengths. `options` are the builder's keyword arguments. `metadata` is what else it can be
+    builder is told the wavelengths; where it has bands too, it knows the statistics of these, and bands of other
+    wavelengths are standardised. `options` are the builder's keyword arguments. `metadata` is what else it can be
     told, of "time" and "place". `frames` is how many dates it takes at most; where that is more than one, its builder
     takes their number as `frames`.
     """
@@ -132,7 +138,20 @@ class Row:
     builder: str
 
 
-RowType = TypeVar("RowType", BackboneCard, Row)
+@dataclass(frozen=True)
+class DecoderRow(Row):
+    """A row of the table of decoders. Its builder takes `size`, "light" or "study".
+
+    Args:
+        parameters: how many values each size trains for the case that the table names.
+        by_class: its outputs are the classes themselves, so it starts without a probe and takes no other classes.
+    """
+
+    parameters: Mapping[str, int] = field(default_factory=dict)
+    by_class: bool = False
+
+
+RowType = TypeVar("RowType", BackboneCard, Row, DecoderRow)
 
 
 class Table(Generic[RowType]):

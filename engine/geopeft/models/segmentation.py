@@ -22,7 +22,7 @@ from geopeft.models.metadata import require_metadata
 from geopeft.models.probe import Probe
 from geopeft.models.registry import BackboneCard, load_builder
 from geopeft.models.sizes import resize, resize_to_grid
-from geopeft.models.spec import ModelSpec
+from geopeft.models.spec import InputBand, ModelSpec
 from geopeft.models.wavelengths import optical_wavelength
 from geopeft.models.weights import fetch, file_sha256, load_state
 
@@ -55,7 +55,7 @@ class SegmentationModel(nn.Module):
         strides = [max(1, round(stride / spec.resample)) for stride in backbone.strides]
         self.strides = strides
         self.decoder = load_builder(DECODERS[spec.decoder].builder)(
-            list(backbone.out_channels), strides, len(spec.bands), num_classes=spec.num_classes
+            list(backbone.out_channels), strides, len(spec.bands), num_classes=spec.num_classes, size=spec.decoder_size
         )
         self.head = nn.Conv2d(self.decoder.out_channels, spec.num_classes, 1)
         self.probe = Probe(backbone.out_channels, strides, spec.num_classes) if spec.probe else None
@@ -188,7 +188,7 @@ def build_model(
     backbone = build_backbone(
         card,
         tuple(band.backbone_band if card.bands else band.name for band in one),
-        [length for band in one if (length := optical_wavelength(band)) is not None],
+        [length for band in one if (length := _wavelength(band, card)) is not None],
         frames,
     )
     base = None
@@ -199,6 +199,7 @@ def build_model(
     if merged and parts is not None:
         adapter.merge(backbone, parts["adapter"], spec)
         backbone.requires_grad_(False)
+        backbone.bake()
     else:
         adapter.apply(backbone, spec)
     model = SegmentationModel(spec, card, backbone, None if merged else adapter)
@@ -224,7 +225,7 @@ def build_backbone(
 
 
 def describe_parameters(model: SegmentationModel) -> dict[str, int]:
-    """How many values there are, how many are trained, and how many of those in the backbone."""
+    """How many values there are and how many are trained, in all, in the backbone and in the decoder."""
 
     def count(module: nn.Module, trained_only: bool) -> int:
         return sum(p.numel() for p in module.parameters() if p.requires_grad or not trained_only)
@@ -234,6 +235,7 @@ def describe_parameters(model: SegmentationModel) -> dict[str, int]:
         "trainable": count(model, True),
         "backbone_total": count(model.backbone, False),
         "backbone_trainable": count(model.backbone, True),
+        "decoder_trainable": count(model.decoder, True),
     }
 
 
@@ -249,8 +251,15 @@ def split_state(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return parts
 
 
+def _wavelength(band: InputBand, card: BackboneCard) -> float | None:
+    """The band's own, else that of the card's band which it feeds."""
+    length = optical_wavelength(band)
+    return length or next((own.wavelength_um for own in card.bands if own.name == band.backbone_band), None)
+
+
 def _fed_bands(spec: ModelSpec, card: BackboneCard) -> list[int]:
-    """Indices of the bands that feed the backbone, in the order of its card, date after date."""
+    """Indices of the bands that feed the backbone, in the order of its card, date after date; behind the card's bands
+    those that it takes by their wavelength."""
     if not card.bands:
         every = range(len(spec.bands))
         return [i for i in every if not card.any_optical or optical_wavelength(spec.bands[i]) is not None]
@@ -260,7 +269,10 @@ def _fed_bands(spec: ModelSpec, card: BackboneCard) -> list[int]:
     where = {
         (band.date if several else "", band.backbone_band): i for i, band in enumerate(spec.bands) if band.backbone_band
     }
-    fed = [where[date, band.name] for date in dates for band in card.bands if (date, band.name) in where]
+    names = [band.name for band in card.bands]
+    others = [band for band in given if card.any_optical and optical_wavelength(band) is not None]
+    names += dict.fromkeys(band.backbone_band for band in others if band.backbone_band not in names)
+    fed = [where[date, name] for date in dates for name in names if (date, name) in where]
     if len(fed) != len(given):
         known = ", ".join(band.name for band in card.bands)
         raise BandError(
@@ -268,7 +280,7 @@ def _fed_bands(spec: ModelSpec, card: BackboneCard) -> list[int]:
             f"Its bands are: {known or 'all'}.",
             "BANDS_UNKNOWN",
         )
-    frames = {tuple(band.name for band in card.bands if (date, band.name) in where) for date in dates}
+    frames = {tuple(name for name in names if (date, name) in where) for date in dates}
     if len(dates) > card.frames or len(frames) > 1:
         raise BandError(
             f"The model's bands are of {len(dates)} dates, which {card.name} does not take like this.",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from geopeft.job import DecoderSize
 
 # The side of a chip as the backbone may see it.
 MOST_RESAMPLED_PX = 8192
@@ -42,6 +44,9 @@ class InputBand(BaseModel):
     offset: Constant = 0.0
     mean: Constant = 0.0
     std: float = Field(default=1.0, ge=1e-20, le=LARGEST)
+    unit: Literal["", "decibel"] = Field(
+        default="", description="decibel: radar backscatter, linear power is converted when it is read; empty: others"
+    )
     backbone_band: str = Field(default="", description="the backbone's own band this one feeds; empty: only the skip")
     backbone_scale: Constant = 1.0
     backbone_offset: Constant = 0.0
@@ -62,6 +67,7 @@ class ModelSpec(BaseModel):
     backbone: str
     adapter: str
     decoder: str
+    decoder_size: DecoderSize = "light"
     bands: tuple[InputBand, ...] = Field(min_length=1, max_length=1024)
     num_classes: int = Field(ge=2, le=254)
     gsd_m: float = Field(gt=0, lt=1e7, description="pixel size of the chips")

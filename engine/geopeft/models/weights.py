@@ -167,7 +167,7 @@ def _in_folder(card: BackboneCard, folder: Path, how: str) -> Iterator[Found]:
     file = card.weights.file
     names = [f"{card.name}/{file}", *(f"{card.name}{suffix}" for suffix in SUFFIXES)]
     # A name such as encoder.pt says nothing; it is taken where the checksum proves what it is.
-    names += [file] if card.weights.sha256 or file.startswith(card.name) else []
+    names += [file] if card.weights.sha256 or file.lower().startswith(card.name) else []
     for name in dict.fromkeys(names):
         if (folder / name).is_file():
             yield Found(folder / name, how)

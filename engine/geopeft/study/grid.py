@@ -66,7 +66,7 @@ class Cell:
         Args:
             inputs: checksum of rasters and labels.
         """
-        shared = [job.bands, job.radiometry, job.rank, job.line_width_px]
+        shared = [job.bands, job.radiometry, job.rank, job.line_width_px, job.blend]
         parts = [__version__, inputs, asdict(self), shared]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -9,7 +9,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from geopeft.job import EvaluateJob, FitJob, finite_or_none
 from geopeft.runtime import choose_device, peak_memory_mb
 from geopeft.study.forest import fit_forest_package
 from geopeft.study.grid import FOREST
+from geopeft.study.runs import BLEND
 from geopeft.training import BATCH
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -40,6 +41,7 @@ class Meter(Reporter):
         self.highest_mb = 0.0
         self._begun = False
         self._times: list[float] = []
+        self._cpu_times: list[float] = []
 
     def begin(self) -> None:
         """The training begins here; what lies free in the process is given back first, so that it is not counted."""
@@ -72,13 +74,18 @@ class Meter(Reporter):
         if stage == "fit":
             self.begin()
             self._times.append(time.monotonic())
+            self._cpu_times.append(time.process_time())
             self.measure()
 
     @property
     def step_s(self) -> float | None:
         """Seconds that a step takes: the median, since a validation comes between some."""
-        steps = np.diff(self._times[1:]).tolist()
-        return statistics.median(steps) if steps else None
+        return _median_step(self._times[1:])
+
+    @property
+    def step_cpu_s(self) -> float | None:
+        """Seconds of all processors together that a step takes, which other programs hardly change."""
+        return _median_step(self._cpu_times)
 
     @property
     def training_s(self) -> float | None:
@@ -115,7 +122,7 @@ def run_fit(job: FitJob, scored: Mapping[str, EvaluateJob], searches: bool) -> d
     if not searches:
         found.pop("validation", None)
         for figure, score in scored.items():
-            asked = score.model_copy(update={"part": "" if figure.endswith("blend") else part})
+            asked = score.model_copy(update={"part": "" if figure.endswith(BLEND) else part})
             result = evaluate.run(asked, Reporter())["figures"]
             found[figure] = _rounded(mean_iou(np.array(result["confusion_matrix"])), 5)
     return found
@@ -142,11 +149,17 @@ def _fit_network(job: FitJob, meter: Meter) -> dict[str, Any]:
         "best_step": how["best_step"],
         "batch": BATCH,
         "step_s": _rounded(meter.step_s, 4),
+        "step_cpu_s": _rounded(meter.step_cpu_s, 4) if device.type == "cpu" else None,
         "training_s": _rounded(meter.training_s, 3),
         "validation": _rounded(known[-1], 5) if known else None,
         "gpu_mb": round(torch.cuda.max_memory_allocated(device) / MIB, 1) if device.type == "cuda" else None,
         "device": device.type,
     }
+
+
+def _median_step(times: Sequence[float]) -> float | None:
+    steps = np.diff(times).tolist()
+    return statistics.median(steps) if steps else None
 
 
 def _rounded(value: float | None, digits: int = 1) -> float | None:

@@ -26,6 +26,8 @@ from geopeft.events import Reporter
 from geopeft.writing import whole_layer
 
 LAYER, FIELD = "labels", "class"
+# Of a class, places from which on its accuracy means something.
+FEW_PLACES = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,6 +142,8 @@ def share_out(places: Sequence[Place], names: Sequence[str], seed: int, reporter
     missing = [name for index, name in enumerate(names) if index not in judged]
     if missing:
         reporter.warn(f"No place judges these classes in the region, they have too few: {', '.join(missing)}.")
+    if len(shares.judge) < FEW_PLACES * len(judged):
+        reporter.warn("Few places judge: the accuracy in the region is rough. Label more places, in other spots.")
     if not shares.choose:
         reporter.warn("There are too few places to choose learning rates by: each training holds its own out.")
     return shares

@@ -26,6 +26,8 @@ from geopeft.job import EvaluateJob, FitJob
 from geopeft.study.grid import Cell
 
 LOOK_S = 0.2
+# Ends the name of a figure that is of the whole model, not of its network alone.
+BLEND = "_blend"
 DONE, CRASHED, UNKNOWN = "done", "ENGINE_CRASHED", "INTERNAL"
 
 

@@ -22,7 +22,7 @@ from geopeft.prepare import whole_bands
 from geopeft.report import page_path
 from geopeft.study import claims, grid, page, places, table
 from geopeft.study.grid import Cell, Method
-from geopeft.study.runs import DONE, Task, run_tasks
+from geopeft.study.runs import BLEND, DONE, Task, run_tasks
 from geopeft.writing import check_target, keep_inputs, write_bytes
 
 STAGE = "study"
@@ -206,7 +206,7 @@ class _Work:
         key = cell.key(self._job, self._ground.inputs)
         model = str(self._ground.folder / f"{key}.geopeft")
         searches = cell.kind == grid.SEARCH
-        return Task(cell, key, self._fit(cell, model), {} if searches else self._scored(model), searches)
+        return Task(cell, key, self._fit(cell, model), {} if searches else self._scored(cell, model), searches)
 
     def _fit(self, cell: Cell, model: str) -> FitJob:
         job, method = self._job, cell.method
@@ -222,12 +222,12 @@ class _Work:
             fields |= {"adapter": method.adapter, "decoder": method.decoder}
         return FitJob(**fields)
 
-    def _scored(self, model: str) -> dict[str, EvaluateJob]:
+    def _scored(self, cell: Cell, model: str) -> dict[str, EvaluateJob]:
         job = self._job
         shared: dict[str, Any] = {"model": model, "bands": job.bands, "device": job.device,
                                   "weights_dir": job.weights_dir}  # fmt: skip
         judge = self._layer("judge", 1.0, 0)[0]
-        return {
+        scored = {
             "in_region": EvaluateJob(**shared, rasters=job.rasters, labels=judge, class_field=places.FIELD),
             "unseen": EvaluateJob(
                 **shared,
@@ -239,6 +239,9 @@ class _Work:
                 line_width_px=job.line_width_px,
             ),
         }
+        if job.blend and cell.method.backbone != grid.FOREST:
+            scored |= {f"{name}{BLEND}": score for name, score in scored.items()}
+        return scored
 
     def _layer(self, part: str, fraction: float, seed: int) -> tuple[str, int]:
         """FILE:layer of a part's places and how many there are; the shares of a part are nested by the seed."""
@@ -281,6 +284,17 @@ def _tell(
 
 
 def _plain(found: table.Summary) -> dict[str, Any]:
-    shown = ("in_region", "unseen", "trainable", "total", "step_s", "epoch_s", "seconds", "training_mb", "gpu_mb")
+    shown = (
+        "in_region",
+        "unseen",
+        "trainable",
+        "total",
+        "step_s",
+        "step_cpu_s",
+        "epoch_s",
+        "seconds",
+        "training_mb",
+        "gpu_mb",
+    )
     figures = {name: {"mean": found.figures[name].mean, "sd": found.figures[name].sd} for name in shown}
     return {"method": found.method.title, "fraction": found.fraction, "failed": dict(found.failed), **figures}

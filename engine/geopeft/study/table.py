@@ -19,8 +19,8 @@ TEXTS = ("key", "kind", "backbone", "adapter", "decoder", "metadata", "state", "
 FIELDS = (
     "key", "kind", "backbone", "adapter", "decoder", "metadata", "fraction", "seed", "rate", "state", "in_region",
     "unseen", "in_region_blend", "unseen_blend", "validation", "places", "trainable", "total", "backbone_trainable",
-    "steps_done", "best_step", "batch", "step_s", "epoch_s", "training_s", "seconds", "memory_mb", "start_mb",
-    "training_mb", "gpu_mb", "device", "backbone_used", "message",
+    "steps_done", "best_step", "batch", "step_s", "step_cpu_s", "epoch_s", "training_s", "seconds", "memory_mb",
+    "start_mb", "training_mb", "gpu_mb", "device", "backbone_used", "message",
 )  # fmt: skip
 Row = dict[str, Any]
 

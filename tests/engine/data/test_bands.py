@@ -5,7 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from geopeft.data.bands import ROLES, Band, BandFacts, match_bands, name_bands, resolve_bands, select_bands
+from geopeft.data.bands import (
+    ROLES,
+    Band,
+    BandFacts,
+    dates_of,
+    match_bands,
+    name_bands,
+    resolve_bands,
+    select_bands,
+)
 from geopeft.data.raster import describe
 from geopeft.errors import BandError
 from hypothesis import given
@@ -39,7 +48,7 @@ SENTINEL = [Band(index, name, None, role) for index, (name, role) in enumerate(z
         ("swir22", "swir22"), ("Red Edge 1", "rededge1"), ("Vegetation Red Edge 2 (B6)", "rededge2"),
         ("rededge3", "rededge3"), ("RE1", "rededge1"), ("Coastal aerosol", "coastal"), ("water vapour", "nir09"),
         ("Red (665 nm)", "red"), ("red_median", "red"), ("sr_blue", "blue"), ("TIRS1", "thermal"),
-        ("ndvi", ""), ("NDVI (red, nir)", ""), ("dem", ""), ("elevation_m", ""), ("VV", ""), ("VH_dB", ""),
+        ("ndvi", ""), ("NDVI (red, nir)", ""), ("dem", ""), ("elevation_m", ""), ("VV", "vv"), ("VH_dB", "vh"),
         ("infrared mask", ""), ("class", ""), ("redness", ""), ("nir ratio", ""), ("Band 7", ""), ("", ""),
     ],
 )  # fmt: skip
@@ -129,7 +138,7 @@ def test_colours_name_bands_that_have_no_name_and_only_those(make_raster: MakeRa
     path = make_raster(values, photometric="RGB")
     assert [band.common for band in describe(str(path)).bands] == ["red", "green", "blue"]
     path = make_raster(values, photometric="RGB", names=["VV", "VH", "ndvi"])
-    assert [band.common for band in describe(str(path)).bands] == ["", "", ""]
+    assert [band.common for band in describe(str(path)).bands] == ["vv", "vh", ""]
 
 
 def test_wavelengths_written_by_gdal_drivers_are_found(make_raster: MakeRaster) -> None:
@@ -199,3 +208,46 @@ def test_named_bands_end_all_guessing() -> None:
     with pytest.raises(BandError) as caught:
         resolve_bands(info, needed, ["B11"])
     assert caught.value.code == "BANDS_COUNT"
+
+
+def dated(*names: str, sensor: str = "") -> tuple[Band, ...]:
+    return name_bands([BandFacts(i, name) for i, name in enumerate(names, 1)], {"sensor": sensor} if sensor else {})
+
+
+def test_a_date_behind_a_name_says_when_and_leaves_the_role_alone() -> None:
+    bands = dated("B04 2024-06-12", "B8A_2024-06-12", "Red 2024-07-02", "0.842 um 2024-07-02", "2024-07-02", "B4 2024-13-01")
+    assert [band.date for band in bands] == ["2024-06-12"] * 2 + ["2024-07-02"] * 2 + ["", ""]
+    assert [band.common for band in bands[:4]] == ["red", "nir08", "red", "nir"]
+    assert bands[0].name == "B04 2024-06-12", "names stay apart"
+    assert dates_of(bands) == ("2024-06-12", "2024-07-02")
+
+
+def test_each_date_has_its_own_roles_by_wavelength() -> None:
+    facts = [BandFacts(i, f"x{i} {date}", {"wavelength": "665 nm"}) for i, date in enumerate(("2024-06-12", "2024-07-02"))]
+    assert [band.common for band in name_bands(facts, {})] == ["red", "red"]
+
+
+def test_dates_are_matched_in_their_order_whatever_the_dates_and_the_order_of_the_bands() -> None:
+    model = dated("B04 2024-06-12", "B08 2024-06-12", "B04 2024-07-02", "B08 2024-07-02", "dem")
+    raster = dated("nir 2026-01-09", "dem", "red 2026-01-09", "B08 2025-03-01", "B04 2025-03-01")
+    found = resolve_bands(Info(*raster), model)
+    assert [band.index for band in found] == [5, 4, 3, 1, 2]
+
+
+def test_a_single_date_does_not_stand_in_the_way_of_a_match() -> None:
+    model = dated("x7", "B04 2024-06-12")
+    found = resolve_bands(Info(*dated("B04", "x7 2020-01-01")), model)
+    assert [band.index for band in found] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("there", "message"),
+    [
+        (("B04", "B08"), "bands of no dates, and 2 are needed"),
+        (("B04 2020-01-01", "B04 2020-02-01", "B04 2020-03-01"), r"3 dates \(2020-01-01, 2020-02-01, 2020-03-01\)"),
+    ],
+)
+def test_another_number_of_dates_than_is_needed_is_refused(there: tuple[str, ...], message: str) -> None:
+    with pytest.raises(BandError, match=message) as caught:
+        resolve_bands(Info(*dated(*there)), dated("B04 2024-06-12", "B04 2024-07-02"))
+    assert caught.value.code == "BANDS_DATES"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from geopeft.errors import BandError
 from geopeft.models.backbones import BACKBONES
+from geopeft.models.backbones.backbone import Scene
 from geopeft.models.backbones.galileo import GalileoBackbone, build
 from geopeft.models.backbones.galileo_encoder import GalileoEncoder, GalileoInput, GalileoTokens
 from geopeft.models.cards.galileo import GALILEO_BANDS
@@ -203,3 +205,45 @@ def test_a_chip_that_is_no_multiple_of_the_patch_is_seen_whole() -> None:
     padded = torch.nn.functional.pad(x, (0, 2, 0, 3), mode="replicate")
     assert backbone(x)[-1].shape[-2:] == (4, 5)
     torch.testing.assert_close(backbone(x)[-1], backbone(padded)[-1])
+
+
+def test_the_fast_path_takes_several_dates_with_their_months(official, arrays) -> None:
+    given, wanted = arrays
+    case = "s2_32px_p4_T3_mar_jul_oct"
+    backbone = GalileoBackbone(ALL_BANDS, GalileoEncoder(128, 4, 8), 4, 0, frames=3)
+    backbone.load_weights(official)
+    x = torch.from_numpy(given[f"{case}/s_t_x"][..., 2:12]).permute(0, 3, 4, 1, 2).flatten(1, 2)
+    months = given[f"{case}/months"][0]
+    assert months.tolist() == [2, 6, 9]
+    time = torch.tensor([[[2023, day, 12] for day in (75, 195, 290)]])
+    with torch.no_grad():
+        maps = backbone.eval()(x, float(given[f"{case}/input_resolution_m"]), Scene(time.expand(len(x), -1, -1)))
+        without = backbone(x, float(given[f"{case}/input_resolution_m"]))
+    names = ["map_block1_prenorm", "map_block2_prenorm", "map_block3_prenorm", "map_mean_s_t"]
+    compared = 0
+    for name, ours in zip(names, maps, strict=True):
+        if f"{case}/{name}" in wanted:
+            compared += 1
+            difference = np.abs(sample(ours.permute(0, 2, 3, 1).contiguous()) - wanted[f"{case}/{name}"]).max()
+            assert difference <= TOLERANCE, f"{name}: {difference}"
+    assert compared
+    assert (maps[-1] - without[-1]).abs().max() > 1e-3
+
+
+def test_months_are_those_of_the_calendar_and_the_default_where_unknown() -> None:
+    backbone = tiny(ALL_BANDS)
+    days = [datetime(2023, 1, 1) + timedelta(n) for n in range(2 * 366)]
+    time = torch.tensor([[[day.year, day.timetuple().tm_yday, 12]] for day in days], dtype=torch.float32)
+    assert backbone._months(Scene(time))[:, 0].tolist() == [day.month - 1 for day in days]
+    unknown = torch.full((2, 1, 3), torch.nan)
+    assert backbone._months(Scene(unknown))[:, 0].tolist() == [6, 6]
+
+
+def test_samples_of_one_batch_have_their_own_month() -> None:
+    backbone, x = tiny(ALL_BANDS), torch.rand(1, 10, 16, 16).expand(3, -1, -1, -1)
+    time = torch.tensor([[[2024, 15, 12]], [[2024, 196, 12]], [[torch.nan] * 3]])
+    january, july, unknown = backbone(x, 10.0, Scene(time))[-1]
+    plain = backbone(x[:1])[-1][0]
+    assert (january - july).abs().max() > 1e-4
+    torch.testing.assert_close(july, plain)
+    torch.testing.assert_close(unknown, plain)

@@ -75,8 +75,7 @@ class Interaction(nn.Module):
 class InteractionNetwork(SideNetwork):
     """Runs beside a transformer and gives maps (B, D, h, w) at a quarter, a half, once and twice the patch size.
 
-    Strides are rounded to whole pixels, and maps brought to them, where a patch is not a multiple of 4 px. Batch
-    statistics are those of the training chips, and fixed afterwards.
+    Strides are rounded to whole pixels, and maps brought to them, where a patch is not a multiple of 4 px.
 
     Args:
         in_channels: bands of the image.

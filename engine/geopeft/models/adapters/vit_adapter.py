@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from geopeft.errors import JobError
 from geopeft.models.adapters.adapter import State, require_fit
@@ -18,9 +18,13 @@ from geopeft.models.spec import ModelSpec
 
 
 class VitAdapter:
-    """Trains and stores the side network, with its batch statistics, and nothing else."""
+    """Trains and stores the side network and nothing else.
 
-    trains_statistics = True
+    Its batch statistics are set from the first training chips and stay: batches here are small and runs short, and
+    statistics that follow the weights would be of other weights than the averaged ones that are kept.
+    """
+
+    trains_statistics = False
     stores_backbone = False
 
     def apply(self, backbone: Backbone, spec: ModelSpec) -> None:
@@ -28,6 +32,7 @@ class VitAdapter:
         plain.requires_grad_(False)
         side = InteractionNetwork(plain.in_channels, plain.dim, plain.patch_px)
         plain.side = side
+        plain.unsettled = [module for module in side.modules() if isinstance(module, nn.BatchNorm2d)]
         plain.out_channels, plain.strides = [plain.dim] * len(side.strides), side.strides
 
     def state(self, backbone: Backbone) -> State:
@@ -43,12 +48,12 @@ class VitAdapter:
 
 
 def _suitable(backbone: Backbone, spec: ModelSpec) -> VitBackbone:
-    """The backbone, if it is a transformer of one date with a block for each interaction; else JobError."""
+    """The backbone, if it is a transformer with blocks for each interaction and one row of channels; else JobError."""
     if isinstance(backbone, VitBackbone) and len(backbone.taps) == GROUPS:
         if backbone.out_channels[0] == backbone.dim:
             return backbone
         raise JobError(
-            "A ViT-Adapter sees the image of one date only.",
+            f"A ViT-Adapter takes one date of {spec.backbone}, whose maps keep the dates apart.",
             "Give one date, or choose the adapter 'lora', 'vpt', 'full' or 'frozen'.",
             "ADAPTER_UNSUITABLE",
         )

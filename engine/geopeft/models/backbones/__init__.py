@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from geopeft.models.cards import galileo, own, prithvi, resnet, timm
+from geopeft.models.cards import clay, copernicus, dofa, galileo, olmoearth, own, prithvi, resnet, terramind, timm
 from geopeft.models.registry import BackboneCard, Table
 
 BACKBONES: Table[BackboneCard] = Table(
     "backbone",
-    (*galileo.ROWS, *prithvi.ROWS, *resnet.ROWS, *timm.ROWS, *own.ROWS),
+    (
+        *galileo.ROWS,
+        *prithvi.ROWS,
+        *clay.ROWS,
+        *copernicus.ROWS,
+        *dofa.ROWS,
+        *resnet.ROWS,
+        *olmoearth.ROWS,
+        *terramind.ROWS,
+        *timm.ROWS,
+        *own.ROWS,
+    ),
     more="geopeft.models.backbones.adapted:more",
 )

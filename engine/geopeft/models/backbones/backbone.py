@@ -35,6 +35,7 @@ class Backbone(nn.Module):
         never_trained: parameters that take no part with the bands in use; no adapter trains or stores them.
         in_channels: of x, all dates together; known once `segmentation.build_backbone` has built it.
         added: modules that an adapter put in and that are in training where the model is, such as a dropout.
+        unsettled: norms that an adapter put in; their statistics are set from training chips, once, before it learns.
     """
 
     out_channels: Sequence[int]
@@ -44,6 +45,7 @@ class Backbone(nn.Module):
     never_trained: frozenset[str] = frozenset()
     in_channels: int = 0
     added: Sequence[nn.Module] = ()
+    unsettled: Sequence[nn.BatchNorm2d] = ()
 
     def load_weights(self, state: Mapping[str, Tensor]) -> None:
         """Takes published weights; WeightsError unless exactly the expected tensors are there."""
@@ -52,6 +54,9 @@ class Backbone(nn.Module):
     def set_wavelengths(self, wavelengths_um: Sequence[float]) -> None:
         """The bands of the next calls, for a backbone whose card says that it takes any optical band."""
         raise NotImplementedError
+
+    def bake(self) -> None:
+        """Called when neither weights nor bands change any more: what follows from them alone can be worked out."""
 
     def start_from(self, other: Backbone) -> None:
         """Takes over what fits of another backbone's weights, to be trained on; JobError where nothing does."""

@@ -24,9 +24,9 @@ GROUP_BANDS = {
     "S2_NIR_20m": ("B8A",),
     "S2_SWIR": ("B11", "B12"),
 }
-# Days of a year before each month but the first, and whether a leap year has one more by then.
-_MONTH_STARTS = (31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334)
-_AFTER_FEBRUARY = (0, *(1,) * 10)
+# Days of a year before each month from February on.
+_FEBRUARY = 31
+_MONTH_STARTS = (_FEBRUARY, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334)
 # What a band at its mean becomes by (x - (mean - 2 std)) / (4 std).
 NORMALISED_MEAN = 0.5
 
@@ -83,7 +83,8 @@ class GalileoBackbone(VitBackbone):
         dates = x.unflatten(1, (self.frames, -1)).flatten(0, 1)
         tokens = torch.stack([self._embed(group, dates) for group in self.groups], dim=2)
         by_date = tokens.unflatten(0, (-1, self.frames)).transpose(1, 2)
-        return (by_date + self._encoding(rows, cols, gsd_m, scene)).flatten(1, 3)
+        placed: Tensor = (by_date + self._encoding(rows, cols, gsd_m, scene)).flatten(1, 3)
+        return placed
 
     def finish(self, tokens: Tensor) -> Tensor:
         normed: Tensor = self.encoder.norm(tokens)
@@ -125,8 +126,9 @@ class GalileoBackbone(VitBackbone):
             return torch.full((1, self.frames), self.month, device=device)
         year, day = scene.time[..., 0].nan_to_num(), scene.time[..., 1]
         leap = ((year % 4 == 0) & (year % 100 != 0)) | (year % 400 == 0)
-        firsts = torch.tensor(_MONTH_STARTS, device=day.device) + leap[..., None] * torch.tensor(_AFTER_FEBRUARY, device=day.device)
-        month = (day[..., None] > firsts).sum(dim=-1)
+        starts = torch.tensor(_MONTH_STARTS, device=day.device)
+        # In a leap year all months after February begin a day later.
+        month = (day[..., None] > starts + leap[..., None] * (starts > _FEBRUARY)).sum(dim=-1)
         return torch.where(day.isnan(), self.month, month).to(device)
 
 

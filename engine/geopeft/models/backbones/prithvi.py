@@ -117,21 +117,22 @@ class PrithviBackbone(VitBackbone):
         where = position_table(self.frames, rows, cols, self.native_grid, self.dim)
         tokens = self.patches(x) + torch.tensor(where).to(self.cls_token)
         tokens = self._add_metadata(tokens, scene)
-        return torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        return torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
 
     def patches(self, x: Tensor) -> Tensor:
-        """(B, frames * bands, H, W) -> (B, frames * patches, D) tokens without encodings: date, then row, then column."""
+        """(B, frames * bands, H, W) -> (B, frames * patches, D), without encodings; ordered by date, row, column."""
         weight = self.patch_embed.weight.index_select(1, self.order)
         dates = x.unflatten(1, (self.frames, -1)).flatten(0, 1)
         grid = F.conv2d(dates, weight, self.patch_embed.bias, stride=self.patch_px)
-        return grid.flatten(2).transpose(1, 2).unflatten(0, (-1, self.frames)).flatten(1, 2)
+        tokens: Tensor = grid.flatten(2).transpose(1, 2).unflatten(0, (-1, self.frames)).flatten(1, 2)
+        return tokens
 
     def finish(self, tokens: Tensor) -> Tensor:
         normed: Tensor = self.norm(tokens)
         return normed
 
     def to_map(self, tokens: Tensor, rows: int, cols: int) -> Tensor:
-        grid = tokens.unflatten(1, (self.frames, rows, cols))
+        grid: Tensor = tokens.unflatten(1, (self.frames, rows, cols))
         return grid.permute(0, 1, 4, 2, 3).flatten(1, 2)
 
     def spread(self, update: Tensor, tokens: int) -> Tensor:
@@ -141,17 +142,17 @@ class PrithviBackbone(VitBackbone):
     def _add_metadata(self, tokens: Tensor, scene: Scene | None) -> Tensor:
         """tokens (B, frames * patches, D) with the terms for time and place where both network and scene have them."""
         if scene is not None and scene.time is not None and self.time_scale is not None:
-            term = self.time_scale * pair_encoding(scene.time[..., :2].to(tokens.device), self.dim)
-            tokens = tokens + term.repeat_interleave(tokens.shape[1] // self.frames, dim=1)
+            when = pair_encoding(scene.time[..., :2], self.dim).to(tokens)
+            tokens = tokens + self.time_scale * when.repeat_interleave(tokens.shape[1] // self.frames, dim=1)
         if scene is not None and scene.place is not None and self.place_scale is not None:
-            tokens = tokens + self.place_scale * pair_encoding(scene.place[:, None].to(tokens.device), self.dim)
+            tokens = tokens + self.place_scale * pair_encoding(scene.place[:, None], self.dim).to(tokens)
         return tokens
 
 
 def pair_encoding(pairs: Tensor, dim: int) -> Tensor:
     """(B, K, 2) year and day of the year, or latitude and longitude -> (B, K, dim): sines and cosines of each.
 
-    A sample of which any value is not finite is all zero.
+    A sample with a value that is not finite is all zero.
     """
     known = torch.isfinite(pairs).flatten(1).all(dim=1)[:, None, None]
     steps = torch.arange(dim // 4, dtype=torch.float32, device=pairs.device) / (dim // 4)

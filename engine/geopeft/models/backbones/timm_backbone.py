@@ -68,7 +68,7 @@ def build(
     Args:
         architecture: timm's name of the network; empty: the card's own name.
         by_order: its file names tensors in another way, in the same order.
-        published_periods: rotary position periods are rounded to bfloat16, as the authors' own files hold them (DINOv3).
+        published_periods: periods of rotary positions are rounded to bfloat16, as in the authors' files (DINOv3).
         options: go to `timm.create_model`; `dim`, `depth` and `heads` are of a transformer.
 
     Raises:
@@ -86,7 +86,7 @@ def build(
     net = make_net(architecture or card.network, in_chans=len(band_names), **options)
     if published_periods:
         net.rope.periods.copy_(net.rope.periods.bfloat16())
-    return TimmBackbone(card.network, band_names, wanted, net, by_order)
+    return TimmBackbone(card.network, band_names, net, by_order, wanted)
 
 
 class TimmBackbone(Backbone):
@@ -97,16 +97,18 @@ class TimmBackbone(Backbone):
 
     Args:
         band_names: of the input's channels.
-        published_bands: of the published network's, in its order.
         net: has as many channels as there are `band_names`, in the published order.
+        by_order: its file names tensors in another way, in the same order.
+        published_bands: of the published network's channels; empty: `band_names`.
     """
 
     def __init__(
-        self, name: str, band_names: tuple[str, ...], published_bands: Sequence[str], net: Any, by_order: bool
+        self, name: str, band_names: tuple[str, ...], net: Any, by_order: bool, published_bands: Sequence[str] = ()
     ) -> None:
         super().__init__()
         self.name = name
         self.by_order = by_order
+        published_bands = published_bands or band_names
         self._published = {key: value.shape for key, value in net.state_dict().items()}
         kept = [band for band in published_bands if band in band_names]
         self._order = [band_names.index(band) for band in kept]
@@ -147,9 +149,7 @@ class TimmBackbone(Backbone):
     def forward(self, x: Tensor, gsd_m: float = 10.0, scene: Scene | None = None) -> list[Tensor]:
         height, width = x.shape[-2:]
         x = pad_to_multiple(x[:, self._order], max(self.strides))
-        maps = self.net.forward_intermediates(
-            x, indices=self.taps, norm=not self.pyramid, intermediates_only=True
-        )
+        maps = self.net.forward_intermediates(x, indices=self.taps, norm=not self.pyramid, intermediates_only=True)
         return [crop_map(m, height, width, s) for m, s in zip(maps, self.strides, strict=True)]
 
     def _by_name(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

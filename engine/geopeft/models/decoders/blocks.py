@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
+
+MAX_STRIDE = 16
 
 
 class PixelNorm(nn.Module):
@@ -24,3 +28,19 @@ class ConvBlock(nn.Sequential):
         super().__init__(
             nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False), PixelNorm(channels_out), nn.GELU()
         )
+
+
+class Doubling(nn.Sequential):
+    """A transposed convolution that makes a map twice as large, normalisation, GELU."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__(nn.ConvTranspose2d(channels_in, channels_out, 2, 2), PixelNorm(channels_out), nn.GELU())
+
+
+def last_fine_map(strides: Sequence[int]) -> int:
+    """Index of a transformer's last map, of a pyramid's coarsest with a stride of at most 16 px.
+
+    A cell of 32 px is larger than most objects that are mapped.
+    """
+    fitting = [i for i, stride in enumerate(strides) if stride <= MAX_STRIDE]
+    return fitting[-1] if fitting else 0

@@ -6,15 +6,22 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from geopeft.models.decoders.blocks import PixelNorm
-
-MAX_STRIDE = 16
+from geopeft.models.decoders.blocks import PixelNorm, last_fine_map
 
 
 def build(
-    out_channels: Sequence[int], strides: Sequence[int], raw_channels: int, *, num_classes: int, width: int = 0
+    out_channels: Sequence[int],
+    strides: Sequence[int],
+    raw_channels: int,
+    *,
+    num_classes: int,
+    width: int = 0,
+    size: str = "light",
 ) -> LinearDecoder:
-    """A decoder with as many output channels as classes, so that the head adds nothing but a change of basis."""
+    """A decoder with as many output channels as classes, so that the head adds nothing but a change of basis.
+
+    `size` changes nothing: it is the study's as it is.
+    """
     return LinearDecoder(out_channels, strides, width or num_classes)
 
 
@@ -27,8 +34,7 @@ class LinearDecoder(nn.Module):
 
     def __init__(self, out_channels: Sequence[int], strides: Sequence[int], width: int) -> None:
         super().__init__()
-        fitting = [i for i, stride in enumerate(strides) if stride <= MAX_STRIDE]
-        self.index = fitting[-1] if fitting else 0
+        self.index = last_fine_map(strides)
         stride = strides[self.index]
         self.out_channels = width
         self.norm = PixelNorm(out_channels[self.index])

@@ -1,0 +1,127 @@
+"""The published study's methods on real sets with unseen regions: the `study` job with pretrained weights.
+
+    build.py bench study [--sets NAME,...] [--seeds N] [--steps N] [--fractions 1,...] [--out FOLDER] [--merge]
+
+Finished runs are kept in OUT/study_SET.csv, so that a stopped sweep goes on where it was. --merge runs nothing: it
+joins the sets' tables as OUT/study.csv and writes OUT/study.md. Each set has its page, OUT/study_SET.html.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import _sets  # type: ignore[import-not-found]
+
+SEARCH_STEPS = 20
+
+
+@dataclass(frozen=True)
+class Task:
+    """A set with the backbone that suits it, of which the weights are at hand, and the adapters that fit that."""
+
+    labelled: str
+    backbone: str
+    adapters: tuple[str, ...]
+    baselines: tuple[str, ...] = ("random-forest", "scratch_unet")
+
+
+TASKS = (
+    Task("sen1floods11_spain", "galileo_nano", ("frozen", "lora", "full", "vpt", "bitfit")),
+    Task("urban_trees_naip", "tf_efficientnet_lite0", ("frozen", "lora", "full", "bitfit")),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs what is not there yet, and writes the tables."""
+    parser = argparse.ArgumentParser(prog="build.py bench study", description=__doc__)
+    parser.add_argument("--sets", default="")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--fractions", default="1")
+    parser.add_argument("--out", type=Path, default=Path("build/bench"))
+    parser.add_argument("--merge", action="store_true", help="run nothing, write the tables")
+    options = parser.parse_args(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+    if not options.merge:
+        shared = _sets.shared_folder()
+        if shared is None:
+            return 2
+        for task in TASKS:
+            if not options.sets or task.labelled in options.sets.split(","):
+                run(task, shared, options)
+                write(options.out)
+    print(write(options.out))
+    return 0
+
+
+def run(task: Task, shared: Path, options: argparse.Namespace) -> None:
+    """The study of one set."""
+    labelled = next(one for one in _sets.SETS if one.name == task.labelled)
+    with tempfile.TemporaryDirectory() as scratch:
+        training, unseen = _sets.regions_of(labelled, shared / "data", Path(scratch))
+        _sets.engine(
+            "study", *training.rasters, "--labels", training.labels, "--class-field", "class",
+            "--unseen-rasters", ",".join(unseen.rasters), "--unseen-labels", unseen.labels,
+            "--out", str(options.out / f"study_{task.labelled}.csv"), "--backbones", task.backbone,
+            "--adapters", ",".join(task.adapters), "--baselines", ",".join(task.baselines),
+            "--seeds", str(options.seeds), "--steps", str(options.steps), "--search-steps", str(SEARCH_STEPS),
+            "--fractions", options.fractions, "--weights-dir", str(shared / "weights"),
+            "--json", str(options.out / f"study_{task.labelled}.json"),
+        )  # fmt: skip
+
+
+def write(out: Path) -> str:
+    """Joins the tables of the sets, and gives what they say as Markdown."""
+    rows: list[dict[str, Any]] = []
+    sections = []
+    for task in TASKS:
+        table, figures = (out / f"study_{task.labelled}{suffix}" for suffix in (".csv", ".json"))
+        rows += [{"set": task.labelled, **row} for row in _sets.read_rows(table)]
+        if figures.exists():
+            sections.append(_section(task, json.loads(figures.read_text(encoding="utf-8"))))
+    if rows:
+        _sets.write_rows(out / "study.csv", rows, list(rows[0]))
+    text = "\n".join(sections)
+    (out / "study.md").write_text(text, encoding="utf-8")
+    return text
+
+
+def _section(task: Task, found: dict[str, Any]) -> str:
+    head = "| method | labels | mIoU in the region | mIoU unseen | trained | in all | processor s a step | MiB above "
+    head += "the start | s a run |"
+    lines = [f"## {task.labelled}, {task.backbone}", "", head, "|---" * 9 + "|"]
+    for one in found["methods"]:
+        cells = [one["method"], f"{100 * one['fraction']:g} %", *(_spread(one[name]) for name in ACCURACIES)]
+        cells += [_mean(one[name], digits) for name, digits in NUMBERS.items()]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", "| claim | here | numbers | pairs |", "|---|---|---|---|"]
+    lines += [f"| {one['claim']} | {one['verdict']} | {one['numbers']} | {one['pairs']} |" for one in found["claims"]]
+    return "\n".join([*lines, ""])
+
+
+ACCURACIES = ("in_region", "unseen")
+NUMBERS = {"trainable": 0, "total": 0, "step_cpu_s": 3, "training_mb": 0, "seconds": 0}
+
+
+def _spread(figure: dict[str, Any]) -> str:
+    if figure["mean"] is None:
+        return "–"
+    return f"{100 * figure['mean']:.1f}" + ("" if figure["sd"] is None else f" ± {100 * figure['sd']:.1f}")
+
+
+def _mean(figure: dict[str, Any], digits: int) -> str:
+    return "–" if figure["mean"] is None else f"{figure['mean']:,.{digits}f}".replace(",", " ")
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except _sets.EngineFailed as error:
+        sys.exit(str(error))
