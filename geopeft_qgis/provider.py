@@ -18,6 +18,7 @@ from .algorithms.renderlayer import RenderLayerAlgorithm
 from .algorithms.report import ReportAlgorithm
 from .algorithms.sample import SampleAlgorithm
 from .algorithms.stack import StackAlgorithm
+from .algorithms.study import StudyAlgorithm
 from .algorithms.suggest import SuggestAlgorithm
 from .algorithms.suspects import SuspectsAlgorithm
 from .example_model import ExampleModel
@@ -28,6 +29,7 @@ ALGORITHMS = (
     PredictManyAlgorithm,
     EvaluateAlgorithm,
     CompareAlgorithm,
+    StudyAlgorithm,
     ReportAlgorithm,
     SuggestAlgorithm,
     SuspectsAlgorithm,

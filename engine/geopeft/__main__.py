@@ -103,6 +103,7 @@ def _held_output(job: AnyJob) -> contextlib.AbstractContextManager[None]:
 
 
 def _unexpected(error: BaseException, reporter: Reporter) -> GeopeftError:
+    reporter.make_room()
     if is_out_of_memory(error):
         return out_of_memory("job")
     traceback.print_exc(file=sys.stderr)
@@ -114,6 +115,7 @@ def _unexpected(error: BaseException, reporter: Reporter) -> GeopeftError:
 
 
 def _fail(reporter: Reporter, error: GeopeftError) -> int:
+    reporter.make_room()
     return _tell(functools.partial(reporter.failed, error), EXIT_FAILED)
 
 
@@ -132,6 +134,7 @@ def _run_file(path: Path, events: IO[str]) -> int:
         _watch_parent()
     except (RuntimeError, MemoryError):
         # A thread's stack is the first large piece of memory that is asked for.
+        reporter.make_room()
         return _fail(reporter, out_of_memory("job"))
     return _execute_file(path, reporter)
 

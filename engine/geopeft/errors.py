@@ -101,6 +101,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> JobError:
 _NO_MEMORY = re.compile(
     r"out of memory|(cannot|can't|could not|unable to|failed to) allocate|bad.?alloc|can't start new thread"
     # oneDNN and the loader of libraries say no more where there is no room for code and buffers.
+    # protobuf, whose other reason, a message beyond 2 GB, is ruled out before.
+    r"|failed to serialize proto"
     r"|could not create a (primitive|memory object)|failed to map segment|cannot map zero-fill"
     # Python itself, where an allocation failed inside its import or its compiler.
     r"|error return without exception set",

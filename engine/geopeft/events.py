@@ -13,6 +13,7 @@ from typing import IO, Any, Literal
 from geopeft.errors import Canceled, GeopeftError
 
 Level = Literal["info", "warning"]
+RESERVE_BYTES = 1 << 18
 TERMINAL = ("completed", "canceled", "failed")
 
 
@@ -42,6 +43,12 @@ class Reporter:
         self._on_progress_line = False
         self.messages: list[str] = []
         self.warnings: list[str] = []
+        # Given back when a job has failed, so that it can be said where no memory is left to say it.
+        self._reserve = bytearray(RESERVE_BYTES) if stream is not None else bytearray()
+
+    def make_room(self) -> None:
+        """Gives memory back that was kept for the last event."""
+        self._reserve = bytearray()
 
     @property
     def keeps_log(self) -> bool:

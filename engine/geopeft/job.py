@@ -19,6 +19,7 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 Radiometry = Literal["auto", "reflectance", "reflectance10000", "display8", "unknown"]
 Baseline = Literal["random-forest", "unet"]
 DecoderSize = Literal["light", "study"]
+TargetName = Annotated[str, Field(min_length=1, max_length=200)]
 
 POSITIONAL: dict[str, Any] = {"positional": True}
 MAX_JOB_BYTES = 4 << 20
@@ -64,7 +65,7 @@ BackgroundField: Any = Field(
 AreaField: Any = Field(default="", description="polygons (FILE or FILE:layer) that bound the background class")
 BandsField: Any = Field(default=(), description="bands to use, by name or number, in this order")
 LineWidthField: Any = Field(default=3.0, gt=0, le=64, description="width in pixels given to line and point labels")
-RankField: Any = Field(default=16, ge=1, le=256, description="rank of LoRA")
+RankField: Any = Field(default=16, ge=1, le=256, description="rank of low-rank adapters, such as LoRA")
 SeedField: Any = Field(default=0, ge=0, le=2**31 - 1, description="seed of everything random")
 PageField: Any = Field(default="", description="HTML file for a report of the accuracy")
 RadiometryField: Any = Field(default="auto", description="what the raster's values are; auto finds out and says so")
@@ -105,6 +106,13 @@ class FitJob(Job):
     classes: tuple[ClassStyle, ...] = Field(default=(), description="names, order and colours of the classes")
     line_width_px: float = LineWidthField
     rank: int = RankField
+    alpha: float | None = Field(
+        default=None, gt=0, le=10_000, description="strength of the updates of low-rank adapters; none: the rank"
+    )
+    targets: tuple[TargetName, ...] = Field(
+        default=(), max_length=64, description="layers to adapt, by the last parts of their names; none: the usual ones"
+    )
+    last_blocks: int = Field(default=0, ge=0, le=1000, description="adapt only so many last blocks; 0: all")
     prompt_tokens: int = Field(default=100, ge=1, le=1000, description="tokens in front of each block, with vpt")
     steps: int = Field(default=0, ge=0, description="training steps; 0: chosen from the labels")
     rate: float = Field(default=1.0, gt=0, le=1000, description="factor of the usual learning rates")

@@ -18,9 +18,9 @@ from geopeft.events import Reporter
 from geopeft.job import ClassStyle, FitJob
 from geopeft.job import Radiometry as AssumedRadiometry
 from geopeft.models.choose import choose_backbone, input_bands, match_or_refuse, resample_factor
+from geopeft.models.decoders import DECODERS
 from geopeft.models.licences import require_licence
 from geopeft.models.metadata import chronicle_of, require_metadata
-from geopeft.models.decoders import DECODERS
 from geopeft.models.registry import BackboneCard
 from geopeft.models.spec import ModelSpec
 
@@ -70,6 +70,9 @@ def prepare(job: FitJob, reporter: Reporter) -> Prepared:
         resample=resample,
         probe=card.pretrained and not job.from_scratch and not DECODERS[job.decoder].by_class,
         rank=job.rank,
+        alpha=job.alpha,
+        targets=job.targets,
+        last_blocks=job.last_blocks,
         metadata=job.metadata,
         prompt_tokens=job.prompt_tokens,
         chip_size_px=card.chip_size_px,

@@ -26,6 +26,7 @@ from geopeft.events import Reporter
 from geopeft.job import PretrainJob
 from geopeft.models.adapters import ADAPTERS
 from geopeft.models.adapters.adapter import Adapter
+from geopeft.models.adapters.reparametrized import plain_state
 from geopeft.models.backbones import BACKBONES
 from geopeft.models.backbones.adapted import FORMAT
 from geopeft.models.backbones.backbone import Backbone
@@ -323,8 +324,7 @@ def _plain_state(
     if job.adapter == "full":
         plain.load_state_dict(backbone.state_dict())
     else:
-        state = {k.replace(".base_layer.", "."): v for k, v in backbone.state_dict().items() if ".lora_" not in k}
-        plain.load_state_dict(state)
+        plain.load_state_dict(plain_state(backbone))
         adapter.merge(plain, {name: value.cpu() for name, value in adapter.state(backbone).items()}, spec)
     return {
         name: (value.half() if value.dim() > 1 and value.abs().max() < 60_000 else value).cpu().contiguous()

@@ -66,7 +66,7 @@ class Start:
             return "it does not say where it has learned, so that no accuracy could be told"
         for what, mine, wanted in (
             ("backbone", own.backbone, spec.backbone),
-            ("adapter", f"{own.adapter} of rank {own.rank}", f"{spec.adapter} of rank {spec.rank}"),
+            ("adapter", own.tuning, spec.tuning),
             ("decoder", f"{own.decoder} {own.decoder_size}", f"{spec.decoder} {spec.decoder_size}"),
             ("bands", _band_names(own.bands), _band_names(spec.bands)),
             ("metadata", "on" if own.metadata else "off", "on" if spec.metadata else "off"),

@@ -26,6 +26,7 @@ STAGES = {
     "predict second": "Mapping with the second model:",
     "judge": "Judging both on the labels:",
     "compare": "Comparing:",
+    "study": "Training and judging:",
 }
 
 

@@ -74,7 +74,9 @@ def measured(size: str, runs: int, terratorch: str) -> dict[tuple[str, ...], lis
         for side in SIDES:
             command = ours(size, side) if side[0] == "GeoPEFT" else peers(size, side[1], terratorch)
             if command:
-                answer = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
+                # Each side has its own packages.
+                clean = os.environ if side[0] == "GeoPEFT" else {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+                answer = subprocess.run(command, env=clean, stdout=subprocess.PIPE, check=True)
                 found.setdefault(side, []).append(read(json.loads(answer.stdout.splitlines()[-1])))
                 print(size, *side, found[side][-1], file=sys.stderr, flush=True)
     return found

@@ -228,6 +228,33 @@ def test_compare(job, raster_layer, label_layer, model, tmp_path, wants_all):  #
 
 
 @pytest.mark.parametrize("wants_all", [False, True])
+def test_study(job, raster_layer, label_layer, tmp_path, wants_all):  # noqa: F811
+    parameters = {
+        "RASTERS": [raster_layer], "LABELS": label_layer, "UNSEEN_RASTERS": [raster_layer.source()],
+        "UNSEEN_LABELS": label_layer, "TABLE": str(tmp_path / "s.csv"), "PAGE": str(tmp_path / "s.html"),
+    }  # fmt: skip
+    if wants_all:
+        parameters.update(
+            BACKBONES="galileo_nano, scratch_unet", ADAPTERS="lora", DECODERS="unet,linear", METADATA="off, on",
+            BASELINES="random-forest", FRACTIONS="0.1, 1", RATES="", SEEDS=3, SEED=7, STEPS=30, PROCESSES=2,
+            BACKGROUND="other", AREA=label_layer, UNSEEN_AREA=label_layer, BANDS="red,4", DEVICE="cpu",
+            FIGURES=str(tmp_path / "f.json"),
+        )  # fmt: skip
+    made = job("study", parameters)
+    assert list(faults(made, SCHEMA)) == []
+    assert "classes" not in made and made["unseen_rasters"] == [raster_layer.source()]
+    grid = (made["backbones"], made["adapters"], made["decoders"], made["metadata"], made["baselines"])
+    assert grid == (
+        (["galileo_nano", "scratch_unet"], ["lora"], ["unet", "linear"], ["off", "on"], ["random-forest"])
+        if wants_all
+        else (["auto"], ["frozen", "lora", "full"], ["unet"], ["off"], ["random-forest", "scratch_unet"])
+    )
+    assert (made["fractions"], made["rates"]) == (([0.1, 1.0], []) if wants_all else ([1.0], [0.3, 1.0, 3.0]))
+    assert (made["seeds"], made["seed"], made["processes"]) == ((3, 7, 2) if wants_all else (5, 0, 1))
+    assert ("area" in made, "unseen_area" in made) == (wants_all, wants_all)
+
+
+@pytest.mark.parametrize("wants_all", [False, True])
 def test_report(job, raster_layer, label_layer, model, tmp_path, wants_all):  # noqa: F811
     parameters = {"MODEL": model, "REPORT": str(tmp_path / "r.html")}
     if wants_all:

@@ -14,6 +14,7 @@ import torch
 from geopeft.data.bands import RADAR_ROLES
 from geopeft.models import SegmentationModel, build, describe_parameters
 from geopeft.models.adapters import ADAPTERS
+from geopeft.models.adapters.reparametrized import plain_state
 from geopeft.models.backbones import BACKBONES
 from geopeft.models.decoders import DECODERS
 from geopeft.models.registry import SAR_UM, BackboneCard, load_builder
@@ -26,11 +27,15 @@ NAMES = [*BACKBONES.names(), "resnet18", "vit_tiny_patch16_224"]
 FIRST = {"geopeft.models.backbones.timm_backbone:build": "tf_efficientnet_lite0"}
 for card in BACKBONES:
     FIRST.setdefault(card.builder, card.name)
+# Adapters that change weights as LoRA does: one transformer and one CNN are tried with all of them.
+LIKE_LORA = ("rslora", "dora", "pissa", "ia3", "mode", "mpo", "ssl", "ssb")
 PAIRS = [
     (name, adapter)
     for name in NAMES
     for adapter in BACKBONES[name].adapters
-    if name in (*FIRST.values(), "resnet18", "vit_tiny_patch16_224") or adapter in ("lora", BACKBONES[name].adapters[0])
+    if adapter in ("lora", BACKBONES[name].adapters[0])
+    or name in ("galileo_nano", "tf_efficientnet_lite0")
+    or (name in (*FIRST.values(), "resnet18", "vit_tiny_patch16_224") and adapter not in LIKE_LORA)
 ]
 SIZE = (45, 70)
 # Adapters that add modules or parameters to a backbone, and what is in the names of those.
@@ -148,8 +153,11 @@ def test_gradients_go_only_where_the_adapter_says(backbone: str, adapter: str) -
         inside = name.removeprefix("backbone.")
         if inside == name:
             trains = True
-        elif adapter == "lora":
-            trains = ".lora_" in name
+        elif adapter in ("lora", *LIKE_LORA):
+            trains = ".update." in name or inside.startswith("shared_update.")
+        elif adapter == "bitfit":
+            own = model.backbone.get_parameter(inside)
+            trains = own.ndim == 1 and inside.endswith(("bias", "weight")) and inside not in model.backbone.never_trained
         elif adapter in ADDED:
             trains = ADDED[adapter] in inside.split(".")
         else:
@@ -181,8 +189,7 @@ def test_what_is_saved_gives_the_same_map(backbone: str, adapter: str) -> None:
 
 def base_values(model: SegmentationModel) -> dict[str, torch.Tensor]:
     """What stands for the published weights, under the names of the plain backbone."""
-    plain = {k.replace(".base_layer.", "."): v for k, v in model.backbone.state_dict().items() if ".lora_" not in k}
-    plain = {k: v for k, v in plain.items() if not {"prompts", "side"} & {*k.split(".")}}
+    plain = {k: v for k, v in plain_state(model.backbone).items() if not {"prompts", "side"} & {*k.split(".")}}
     return copy.deepcopy(plain)
 
 
@@ -208,12 +215,13 @@ def reopened(
     return model
 
 
+@pytest.mark.parametrize("size", ["light", "study"])
 @pytest.mark.parametrize("decoder", DECODERS.names())
 @pytest.mark.parametrize("strides", [(4, 4, 4, 4), (16,), (2, 4, 8, 16, 32), (1, 2, 4), (14, 14), (3, 5, 11), (32, 64)])
-def test_a_decoder_gives_dense_features_of_any_size(decoder: str, strides: tuple[int, ...]) -> None:
+def test_a_decoder_gives_dense_features_of_any_size(decoder: str, strides: tuple[int, ...], size: str) -> None:
     channels = [8 * (i + 1) for i in range(len(strides))]
-    made = load_builder(DECODERS[decoder].builder)(channels, strides, 3, num_classes=4)
-    for rows, cols in ((64, 64), SIZE, (7, 9)):
+    made = load_builder(DECODERS[decoder].builder)(channels, strides, 3, num_classes=4, size=size)
+    for rows, cols in ((64, 64), SIZE, (7, 9)) if size == "light" else ((9, 17),):
         maps = [torch.rand(2, d, -(-rows // s), -(-cols // s)) for d, s in zip(channels, strides, strict=True)]
         dense = made(maps, torch.rand(2, 3, rows, cols))
         assert dense.shape == (2, made.out_channels, rows, cols)

@@ -30,6 +30,7 @@ def test_provider_lists_the_algorithms(provider):
         "geopeft:report",
         "geopeft:sample",
         "geopeft:stack",
+        "geopeft:study",
         "geopeft:suggest",
         "geopeft:suspects",
     ]

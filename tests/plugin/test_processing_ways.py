@@ -40,6 +40,12 @@ WAYS = {
         ["OUTPUT", "FIGURES"],
         ["MIOU_FIRST", "MIOU_SECOND", "DIFFERENCE", "DIFFERENCE_LOW", "DIFFERENCE_HIGH", "DIFFERING_SHARE"],
     ),
+    "study": (
+        ["RASTERS={raster}", "LABELS={labels}", "UNSEEN_RASTERS={raster}", "UNSEEN_LABELS={labels}", "TABLE=s.csv",
+         "PAGE=s.html", "FIGURES=f.json"],
+        ["TABLE", "PAGE", "FIGURES"],
+        ["RUNS", "FAILED"],
+    ),
     "pretrain": (["RASTERS={raster}", "OUTPUT=b.safetensors"], ["OUTPUT"], ["LOSS", "STEPS_DONE"]),
 }
 

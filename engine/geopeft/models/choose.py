@@ -23,7 +23,13 @@ from geopeft.models.weights import cache_folder, fetch, file_sha256, locate
 from geopeft.writing import check_target, write_bytes
 
 # In order of preference where several fit; the first whose weights are at hand is taken.
-_SPECTRAL = ("galileo_base", "galileo_tiny", "galileo_nano", "geopeft_small", "tf_efficientnet_lite0")
+_GALILEO = ("galileo_base", "galileo_tiny", "galileo_nano")
+_SMALL = ("geopeft_small", "tf_efficientnet_lite0")
+# Taken where the weights are at hand. 300 M first: twice as many parameters cost much and give little.
+_PRITHVI = ("prithvi_eo_v2_300", "prithvi_eo_v2_300_tl", "prithvi_eo_v2_100_tl", "prithvi_eo_v2_600",
+            "prithvi_eo_v2_600_tl", "prithvi_eo_v1_100", "prithvi_eo_v2_tiny_tl")  # fmt: skip
+# From here on pixels are like those of Landsat and HLS, which Prithvi was made for.
+LANDSAT_GSD_M = 20.0
 # Networks of timm, taken from the user's folder only.
 _DINO = ("vit_base_patch16_dinov3.lvd1689m", "vit_small_patch16_dinov3.lvd1689m", "vit_base_patch14_dinov2.lvd142m",
          "vit_small_patch14_dinov2.lvd142m")  # fmt: skip
@@ -42,9 +48,10 @@ def choose_backbone(
 ) -> tuple[BackboneCard, str]:
     """The card and a sentence that says why.
 
-    `auto`: for pixels of 4 to 120 m with more than three known bands, a backbone made for multispectral satellites,
-    else the model in the box, which takes any optical band; otherwise, where red, green and blue are there, one made
-    for pictures: a DINO vision transformer if the user's folder has one. A backbone that takes radar as well comes first
+    `auto`: for pixels of 4 to 120 m with more than three known bands, a backbone made for multispectral satellites
+    (Prithvi first for all its six bands at 20 m or more, else Galileo), else the model in the box, which takes any
+    optical band; otherwise, where red, green and blue are there, one made for pictures: a DINO vision transformer if
+    the user's folder has one. A backbone that takes radar as well comes first
     where the raster has radar and the user's folder the weights. Of each kind the first whose weights are at
     hand or can be fetched. A small network without pretraining is left where no band is known to be optical. A named
     backbone is taken as it is.
@@ -56,7 +63,7 @@ def choose_backbone(
     spectral = SATELLITE_GSD_M[0] <= gsd_m <= SATELLITE_GSD_M[1] and len(roles) > 3
     optical, radar = len(optical_bands(bands)), sum(is_radar(band) for band in bands)
     reason = f"{optical} optical band{'s' * (optical != 1)}{f' and {radar} of radar' if radar else ''} at {gsd_m:.3g} m"
-    wishes = _SPECTRAL if spectral else _VISIBLE
+    wishes = _spectral_wishes(bands, gsd_m) if spectral else _VISIBLE
     if radar and SATELLITE_GSD_M[0] <= gsd_m <= SATELLITE_GSD_M[1]:
         wishes = (*_RADAR, *wishes)
     missing: list[str] = []
@@ -64,7 +71,7 @@ def choose_backbone(
         if wish in _DINO and not _in_folder(wish, weights_dir):
             continue
         card = BACKBONES[wish]
-        if wish in _RADAR and locate(card, weights_dir) is None:
+        if wish in (*_RADAR, *_PRITHVI) and locate(card, weights_dir) is None:
             continue
         if not match_for(card, bands, dates=True) or (card.restricted and not is_accepted(card)):
             continue
@@ -77,6 +84,14 @@ def choose_backbone(
         return card, f"Backbone: {card.title}, chosen for {reason}.{without}"
     card = BACKBONES[_WITHOUT_WEIGHTS]
     return card, f"Backbone: {card.title}; no pretrained backbone fits {reason}."
+
+
+def _spectral_wishes(bands: Sequence[Band], gsd_m: float) -> tuple[str, ...]:
+    """Backbones for multispectral satellites, the one made for this kind of raster first."""
+    card = BACKBONES[_PRITHVI[0]]
+    if gsd_m >= LANDSAT_GSD_M and len(match_for(card, bands)) == len(card.bands):
+        return (*_PRITHVI, *_GALILEO, *_SMALL)
+    return (*_GALILEO, *_PRITHVI, *_SMALL)
 
 
 def _in_folder(name: str, weights_dir: str) -> bool:
@@ -130,11 +145,12 @@ def match_for(card: BackboneCard, bands: Sequence[Band], *, dates: bool = False)
 
 def optical_bands(bands: Sequence[Band], known: Sequence[CardBand] = ()) -> dict[str, Band]:
     """Name -> band, of the bands that are known to be optical: that of a `known` band, else the wavelength in words."""
-    optical = [band for band in bands if optical_wavelength(band) is not None]
+    lengths = {band.index: optical_wavelength(band) for band in bands}
+    optical = [band for band in bands if lengths[band.index] is not None]
     found = match_bands(optical, known)
     named = {band.index for band in found.values()}
     for band in optical:
-        length = optical_wavelength(band)
+        length = lengths[band.index]
         if band.index not in named:
             name = f"{length:g} um"
             found[name if name not in found else f"{name} ({band.index})"] = band

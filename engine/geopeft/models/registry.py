@@ -12,7 +12,9 @@ from geopeft.errors import unknown_name
 
 # Those that need nothing of a backbone but its layers; those that a plain transformer takes beside them, and those that
 # one of ours takes.
-WEIGHT_ADAPTERS = ("frozen", "lora", "full")
+WEIGHT_ADAPTERS = (
+    "frozen", "lora", "rslora", "dora", "pissa", "ia3", "bitfit", "mode", "mpo", "ssl", "ssb", "full",
+)  # fmt: skip
 PROMPTED_ADAPTERS = (*WEIGHT_ADAPTERS, "vpt")
 TRANSFORMER_ADAPTERS = (*PROMPTED_ADAPTERS, "vit-adapter")
 

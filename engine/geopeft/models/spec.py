@@ -23,6 +23,7 @@ def _odd(window_px: int) -> int:
     return window_px
 
 
+TargetName = Annotated[str, Field(min_length=1, max_length=200)]
 OddWindow = Annotated[int, Field(ge=1, le=63), AfterValidator(_odd)]
 
 
@@ -75,8 +76,29 @@ class ModelSpec(BaseModel):
     probe: bool = Field(default=False, description="logits start from a linear probe of the backbone's features")
     metadata: bool = Field(default=False, description="the backbone is told when and where a chip was taken")
     rank: int = Field(default=16, ge=1, le=256)
+    alpha: float | None = Field(default=None, gt=0, le=10_000, description="strength of low-rank updates; None: rank")
+    targets: tuple[TargetName, ...] = Field(
+        default=(), max_length=64, description="last parts of the names of the layers to adapt; empty: the usual ones"
+    )
+    last_blocks: int = Field(default=0, ge=0, le=1000, description="only so many last blocks are adapted; 0: all")
     prompt_tokens: int = Field(default=100, ge=1, le=1000, description="prompts in front of each block")
     chip_size_px: int = Field(ge=8, le=4096, description="side of the chips the model was fitted on")
+
+    @property
+    def tuning(self) -> str:
+        """The adapter and its settings, in words; two models with the same words are tuned alike."""
+        if self.adapter == "vpt":
+            return f"vpt with {self.prompt_tokens} prompts"
+        if self.adapter == "vit-adapter":
+            return self.adapter
+        parts = [f"{self.adapter} of rank {self.rank}"]
+        if self.alpha is not None and self.alpha != self.rank:
+            parts.append(f"alpha {self.alpha:g}")
+        if self.targets:
+            parts.append(f"on {' '.join(self.targets)}")
+        if self.last_blocks:
+            parts.append(f"in the last {self.last_blocks} blocks")
+        return ", ".join(parts)
 
     @model_validator(mode="after")
     def _fits_into_memory(self) -> ModelSpec:

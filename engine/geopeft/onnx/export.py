@@ -26,6 +26,8 @@ from geopeft.onnx.quantise import Loss, calibrated, measure, weights_only
 from geopeft.runtime import Runtime, fill_invalid, fill_values
 from geopeft.writing import check_target, whole_file, write_bytes
 
+# A protobuf message ends at 2 GiB; the graph needs some of it.
+MOST_BYTES = 2_100_000_000
 TOLERANCE = 1e-3
 # Chips that an eight-bit model is calibrated and judged on: one half each.
 MOST_CHIPS, NOISE_CHIPS = 48, 8
@@ -80,6 +82,7 @@ def run(job: ExportJob, reporter: Reporter) -> dict[str, Any]:
     if job.rasters and not job.int8:
         reporter.warn("Rasters are only needed for int8: they are not looked at.")
     chips = _chips_of(job.rasters, runtime, reporter) if job.int8 else None
+    _fits_one_file(runtime)
     outputs: dict[str, Any] = {"onnx": str(out), "input_px": size, "int8": None}
     with whole_file(out) as part:
         proto = _graph(_example(runtime, 2, size), runtime)
@@ -102,6 +105,17 @@ def run(job: ExportJob, reporter: Reporter) -> dict[str, Any]:
     if job.json_file:
         write_bytes(Path(job.json_file), json.dumps(outputs, indent=1).encode())
     return outputs
+
+
+def _fits_one_file(runtime: Runtime) -> None:
+    """OutputError where the weights exceed what one ONNX file, a protobuf message, can hold."""
+    size = sum(t.numel() * t.element_size() for t in (*runtime.model.parameters(), *runtime.model.buffers()))
+    if size > MOST_BYTES:
+        raise OutputError(
+            f"The weights of this model take {size / 1e9:.1f} GB, and one ONNX file holds {MOST_BYTES / 1e9:.1f} GB.",
+            "Use the model package itself, or train with a smaller backbone.",
+            "ONNX_TOO_LARGE",
+        )
 
 
 def _in_eight_bits(

@@ -82,7 +82,7 @@ def model_card(manifest: Manifest) -> Markup:
     outside = ""
     if manifest.outside_beyond is not None:
         outside = f"dissimilarity index above {manifest.outside_beyond:.2g} (Meyer and Pebesma 2021)"
-    adapter = f"{spec.adapter}, rank {spec.rank}" if spec.adapter == "lora" else spec.adapter
+    adapter = spec.adapter if spec.adapter in ("frozen", "full") else spec.tuning.replace(" of rank", ", rank")
     link = tag("a", base.paper, href=base.paper) if base.paper.startswith("https://") else base.paper
     return section(
         "Model card",

@@ -1,7 +1,7 @@
 """What the study of arXiv 2504.17397 found, asked of these runs: pairs of runs that differ in one thing only.
 
-A claim about accuracy held where the whole 95 % interval of the mean difference (Student's t over pairs) is on its
-side, did not hold where it is on the other, and else the runs cannot tell.
+A claim held where the whole 95 % interval of the mean difference (Student's t over pairs; of time and memory, of the
+ratio's logarithm) is on its side, did not hold where it is on the other, and else the runs cannot tell.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from geopeft.study.table import Row
 HELD, FAILED, OPEN = "held", "did not hold", "cannot be told from these runs"
 FEWEST_PAIRS = 2
 SCRATCH = "scratch_unet"
-# Of times and memory: what is nearer to 1 than this counts as no difference.
+# Of times that are said to be alike: what is nearer to 1 than this counts as no difference.
 RATIO_TOLERANCE = 0.05
 _SAME = ("backbone", "adapter", "decoder", "metadata", "fraction", "seed")
 Chosen = Callable[[Row], bool]
@@ -143,8 +143,7 @@ def _verdict(claim: _Claim, pairs: Sequence[tuple[float, float]]) -> Verdict | N
     mean = statistics.fmean(differences)
     if len(pairs) < FEWEST_PAIRS:
         return Verdict(claim.sentence, OPEN, f"difference {100 * mean:+.1f} points of mIoU in one pair", 1)
-    half = float(special.stdtrit(len(pairs) - 1, 0.975)) * statistics.stdev(differences) / math.sqrt(len(pairs))
-    low, high = mean - half, mean + half
+    low, mean, high = _interval(differences)
     verdict = HELD if low > 0 else FAILED if high < 0 else OPEN
     numbers = (
         f"difference {100 * mean:+.1f} points of mIoU ({100 * low:+.1f} to {100 * high:+.1f}), above 0 in "
@@ -154,14 +153,25 @@ def _verdict(claim: _Claim, pairs: Sequence[tuple[float, float]]) -> Verdict | N
 
 
 def _of_ratio(claim: _Claim, pairs: Sequence[tuple[float, float]]) -> Verdict | None:
-    """Of the geometric mean, since a half and a double must cancel out."""
+    """Of the geometric mean and its interval, since a half and a double must cancel out."""
     known = [one / other for one, other in pairs if one > 0 and other > 0]
     if not known:
         return None
-    ratio = statistics.geometric_mean(known)
-    if claim.alike:
-        verdict = HELD if abs(ratio - 1) <= RATIO_TOLERANCE else FAILED
-    else:
-        verdict = HELD if ratio < 1 - RATIO_TOLERANCE else FAILED
+    low, ratio, high = (math.exp(end) for end in _interval([math.log(value) for value in known]))
     numbers = f"{100 * (ratio - 1):+.0f} % ({min(known):.2f} to {max(known):.2f} times as much)"
+    if len(known) < FEWEST_PAIRS:
+        return Verdict(claim.sentence, OPEN, numbers, len(known))
+    if claim.alike:
+        least, most = 1 - RATIO_TOLERANCE, 1 + RATIO_TOLERANCE
+        verdict = HELD if least <= low and high <= most else FAILED if high < least or low > most else OPEN
+    else:
+        verdict = HELD if high < 1 else FAILED if low > 1 else OPEN
     return Verdict(claim.sentence, verdict, numbers, len(known))
+
+
+def _interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Lower end, mean and upper end of the mean's 95 % interval; of one value only itself."""
+    mean, half = statistics.fmean(values), 0.0
+    if len(values) > 1:
+        half = float(special.stdtrit(len(values) - 1, 0.975)) * statistics.stdev(values) / math.sqrt(len(values))
+    return mean - half, mean, mean + half

@@ -138,7 +138,8 @@ def _fit_network(job: FitJob, meter: Meter) -> dict[str, Any]:
             "ADAPTER_UNSUITABLE",
         )
     how, device = manifest.hyperparameters, choose_device(job.device)
-    known = [moment["miou"] for moment in outputs["figures"]["history"] if moment["step"] == how["best_step"]]
+    # The last one's: the best may be that before the first step, which is the same at all learning rates.
+    known = [moment["miou"] for moment in outputs["figures"]["history"] if moment["miou"] is not None]
     return {
         "part": "network",
         "backbone_used": manifest.spec.backbone,

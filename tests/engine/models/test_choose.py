@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from geopeft.errors import BandError, JobError, RasterError
 from geopeft.events import Reporter
 from geopeft.models.backbones import BACKBONES
 from geopeft.models.choose import choose_backbone, input_bands, match_or_refuse, resample_factor
+from geopeft.models.registry import WeightsSource
 
 ROLES = ("blue", "green", "red", "nir", "swir16", "swir22")
 SIX = tuple(Band(n, role, None, role) for n, role in enumerate(ROLES, 1))
@@ -63,6 +65,37 @@ def test_pictures_and_fine_pixels_get_a_network_for_pictures(
     shared: Path, bands: tuple[Band, ...], gsd_m: float
 ) -> None:
     assert choose(bands, gsd_m, shared / "weights")[0] == "tf_efficientnet_lite0"
+
+
+@pytest.mark.parametrize(
+    ("bands", "gsd_m", "wanted"),
+    [
+        (SIX, 30, "prithvi_eo_v2_300"),
+        (SIX, 10, "galileo_nano"),
+        (SIX[:5], 30, "galileo_nano"),
+        (RGB, 30, "tf_efficientnet_lite0"),
+    ],
+)
+def test_prithvi_comes_first_for_its_six_bands_at_pixels_of_landsat_and_hls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bands: tuple[Band, ...], gsd_m: float, wanted: str
+) -> None:
+    """Galileo counts as at hand too, whatever is in its file."""
+    card = dataclasses.replace(BACKBONES["galileo_nano"], weights=WeightsSource(file="galileo_nano.pt"))
+    monkeypatch.setitem(BACKBONES._rows, "galileo_nano", card)
+    for name in ("galileo_nano", "prithvi_eo_v2_300", "prithvi_eo_v1_100"):
+        (tmp_path / f"{name}.pt").touch()
+    assert choose(bands, gsd_m, tmp_path)[0] == wanted
+
+
+def test_prithvi_is_taken_for_sentinel_2_where_galileo_is_not_at_hand(tmp_path: Path) -> None:
+    (tmp_path / "prithvi_eo_v1_100.pt").touch()
+    name, sentence = choose(SIX, 10, tmp_path)
+    assert name == "prithvi_eo_v1_100" and "galileo_nano" in sentence
+
+
+def test_prithvi_is_not_missed_where_nobody_put_it(tmp_path: Path) -> None:
+    name, sentence = choose(SIX, 30, tmp_path)
+    assert name == "geopeft_small" and "prithvi" not in sentence
 
 
 def test_bands_that_nobody_knows_get_the_network_without_pretraining(tmp_path: Path) -> None:

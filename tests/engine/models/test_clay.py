@@ -72,10 +72,8 @@ def test_it_gives_what_the_reference_gives(
 def test_of_a_whole_checkpoint_only_the_encoder_is_taken(shared: Path) -> None:
     folder = shared / "fixtures" / "clay_v1"
     state = reference.weights(folder)
-    beside = {
-        f"model.{name}": torch.ones(1)
-        for name in ("decoder.mask_patch", "teacher.cls_token", "proj.weight", "proj.bias")
-    }
+    others = ("decoder.mask_patch", "teacher.cls_token", "proj.weight", "proj.bias")
+    beside = {f"model.{name}": torch.ones(1) for name in others}
     plain = {key.removeprefix("model.encoder."): value for key, value in state.items()}
     wrapped = {f"clay_encoder.{key}": value for key, value in plain.items()}
     wanted = network(folder).state_dict()
@@ -206,7 +204,7 @@ def test_a_model_feeds_known_and_other_bands_with_their_wavelengths(monkeypatch:
     # The card's bands first, in its order.
     torch.testing.assert_close(model.backbone.waves, model.backbone.encode_wavelengths([0.655, 0.842, 0.91]))
     seen: list[Tensor] = []
-    monkeypatch.setattr(model.backbone, "patches", lambda x: seen.append(x) or torch.zeros(1, 16, 96))
+    model.backbone.register_forward_pre_hook(lambda _module, given: seen.append(given[0]))
     model(torch.full((1, 4, 32, 32), 4200.0))
     wanted = [(4200 - 1552) / 1888, (4200 - 2743) / 1742, (0.42 - 0.3) / 0.05]
     torch.testing.assert_close(seen[0][0, :, 0, 0], torch.tensor(wanted), atol=1e-5, rtol=1e-5)

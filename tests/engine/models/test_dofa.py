@@ -98,6 +98,17 @@ def test_the_wavelengths_decide_over_the_kernels_and_training_reaches_what_makes
     assert not made.pos_embed.requires_grad
 
 
+def test_a_baked_kernel_is_the_same_without_what_makes_it(shared: Path) -> None:
+    made, x = network(shared / "fixtures" / "dofa_v1"), torch.randn(1, 4, 32, 16)
+    with torch.no_grad():
+        wanted = made(x)
+        made.bake()
+        again = made(x)
+    assert not any(name.startswith("generator") for name, _ in made.named_parameters())
+    for own, other in zip(again, wanted, strict=True):
+        torch.testing.assert_close(own, other, atol=1e-6, rtol=1e-6)
+
+
 def test_half_precision_leaves_the_kernels_alone(shared: Path) -> None:
     """A wavelength of 0.665 um in bfloat16 is 0.664; in nanometres behind a sine it would be anything."""
     made, x = network(shared / "fixtures" / "dofa_v1"), torch.randn(1, 4, 16, 16)

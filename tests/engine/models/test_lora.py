@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import pytest
 import torch
 from geopeft.errors import JobError
+from geopeft.models.adapters import ADAPTERS
+from geopeft.models.adapters.adapter import Adapter
 from geopeft.models.adapters.lora import Lora
+from geopeft.models.adapters.reparametrized import AdaptedLayer
 from geopeft.models.backbones import BACKBONES
 from geopeft.models.backbones.backbone import Backbone, Scene
 from geopeft.models.registry import load_builder
@@ -39,22 +43,32 @@ def trained(backbone: Backbone) -> Backbone:
     return backbone
 
 
-@pytest.mark.parametrize("name", ["galileo_nano", "tf_efficientnet_lite0", "vit_tiny_patch16_224"])
-def test_our_merge_is_that_of_peft(name: str) -> None:
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    plain = make(name)
-    adapted = trained(copy.deepcopy(plain))
-    state = Lora().state(adapted)
-    Lora().merge(plain, state, SPEC)
-    compared = 0
-    for path, layer in adapted.named_modules():
-        if isinstance(layer, BaseTunerLayer):
-            layer.merge()
-            ours = plain.get_submodule(path).get_parameter("weight")
-            torch.testing.assert_close(ours, layer.get_base_layer().weight, atol=1e-6, rtol=1e-5)
-            compared += 1
-    assert compared == len(state) // 2 > 10
+@pytest.mark.parametrize("name", ["galileo_nano", "tf_efficientnet_lite0"])
+@pytest.mark.parametrize(
+    ("adapter", "settings"), [("lora", {}), ("rslora", {"use_rslora": True}), ("dora", {"use_dora": True})]
+)
+def test_our_layers_are_those_of_peft(name: str, adapter: str, settings: dict[str, Any]) -> None:
+    peft = pytest.importorskip("peft")
+    theirs, ours = make(name), make(name)
+    ours_adapter: Adapter = load_builder(ADAPTERS[adapter].builder)()
+    ours_adapter.apply(ours, SPEC.model_copy(update={"adapter": adapter, "alpha": 8.0}))
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    exactly = "|".join(re.escape(n) for n, m in ours.named_modules() if isinstance(m, AdaptedLayer))
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=exactly, **settings)
+    peft.inject_adapter_in_model(config, theirs, "default")
+    state = ours_adapter.state(ours)
+    with torch.no_grad():
+        for key, value in theirs.state_dict().items():
+            if ".lora_" in key:
+                stored = key.replace(".lora_magnitude_vector.default.weight", ".magnitude").replace(".default.", ".")
+                value.copy_(state[stored].view_as(value))
+    x = torch.rand(1, len(BACKBONES[name].bands), 32, 32)
+    with torch.no_grad():
+        for a, b in zip(ours(x), theirs.eval()(x), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
 def test_galileo_is_adapted_at_q_v_fc1_fc2_only() -> None:

@@ -9,8 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import shapely
 import torch
+from affine import Affine
+from geopeft import fit, package
 from geopeft.errors import JobError
+from geopeft.events import Reporter
+from geopeft.job import FitJob
 from geopeft.models import SegmentationModel, build
 from geopeft.models.adapters import interactions
 from geopeft.models.adapters.deformable import DeformableAttention, cell_centres
@@ -22,11 +27,12 @@ from geopeft.models.backbones.prithvi import build as build_prithvi
 from geopeft.models.backbones.transformer import VitBackbone
 from geopeft.models.segmentation import build_backbone
 from geopeft.models.spec import InputBand, ModelSpec
-from geopeft.training import settle
+from geopeft.training import SETTLING_BATCHES, settle
 from reference import TOLERANCE, config, expected, inputs, largest_difference, weights
 from torch import Tensor
 
 BANDS = ("BLUE", "GREEN", "RED", "NIR_NARROW", "SWIR_1", "SWIR_2")
+ORIGIN = Affine(10, 0, 300_000, 0, -10, 5_800_000)
 MAPS = ("f1_stride4", "f2_stride8", "f3_stride16", "f4_stride32")
 # The reference's names, and ours.
 RENAMED = (
@@ -88,7 +94,11 @@ def reference_network(folder: Path) -> tuple[VitBackbone, InteractionNetwork]:
     ).eval()  # fmt: skip
     own = {key: value for key, value in state.items() if key.startswith(("patch_embed.", "blocks."))}
     # The reference has neither: CLS and the final normalisation take no part.
-    own |= {"cls_token": torch.full((1, 1, 64), torch.nan), "norm.weight": torch.zeros(64), "norm.bias": torch.zeros(64)}
+    own |= {
+        "cls_token": torch.full((1, 1, 64), torch.nan),
+        "norm.weight": torch.zeros(64),
+        "norm.bias": torch.zeros(64),
+    }
     backbone.load_weights(own)
     side = InteractionNetwork(6, 64, 16, adapter["deform_num_heads"], adapter["conv_inplane"]).eval()
     renamed = {}
@@ -157,9 +167,7 @@ def test_a_new_adapter_leaves_the_transformer_as_it_was() -> None:
         VitAdapter().apply(backbone, spec_of("galileo_nano", ("B02", "B03", "B04")))
         side = backbone.side
         assert isinstance(side, InteractionNetwork)
-        deep, _ = side._interact(
-            backbone, backbone.embed(x, 10.0, None), side.prior(x)[1:], [(8, 12), (4, 6), (2, 3)]
-        )
+        deep, _ = side._interact(backbone, backbone.embed(x, 10.0, None), side.prior(x)[1:], [(8, 12), (4, 6), (2, 3)])
     # The last map of the plain backbone has passed the final normalisation, which the adapter leaves out.
     for own, theirs in zip(deep[:3], plain[:3], strict=True):
         torch.testing.assert_close(own, theirs, atol=1e-5, rtol=0)
@@ -196,6 +204,28 @@ def test_settled_statistics_are_those_of_the_training_chips_and_stay() -> None:
     state = {key: value.clone() for key, value in model.trainable_state().items()}
     model.train().encode(2 * raw)
     assert all(torch.equal(value, state[key]) for key, value in model.trainable_state().items())
+
+
+def test_a_fit_settles_the_statistics_before_it_learns(
+    shared: Path, tmp_path: Path, make_raster: Callable[..., Path], make_labels: Callable[..., Path]
+) -> None:
+    bright = np.indices((4, 128, 128)).sum(0) // 32 % 2
+    values = (500 + 1500 * bright + np.random.default_rng(0).normal(0, 50, (4, 128, 128))).astype(np.uint16)
+    raster = make_raster(values, names=("B02", "B03", "B04", "B08"))
+    places = [(row, col) for row in range(10, 128, 32) for col in range(10, 128, 32)]
+    boxes = [shapely.box(*(ORIGIN * (col, row + 6)), *(ORIGIN * (col + 6, row))) for row, col in places]
+    labels = make_labels(boxes, [("dark", "bright")[bright[0, row, col]] for row, col in places])
+    fields: dict[str, Any] = {"backbone": "galileo_nano", "adapter": "vit-adapter", "decoder": "linear", "steps": 1}
+    fit.run(
+        FitJob(
+            rasters=(str(raster),), labels=str(labels), out=str(tmp_path / "m.geopeft"), baselines=(), device="cpu",
+            weights_dir=str(shared / "weights"), folds=1, **fields,
+        ),
+        Reporter(),
+    )  # fmt: skip
+    stored = package.read(tmp_path / "m.geopeft").weights
+    seen = {name: value for name, value in stored.items() if name.endswith("num_batches_tracked")}
+    assert len(seen) == 10 and all(int(value) == SETTLING_BATCHES for value in seen.values())
 
 
 def test_settling_a_model_without_a_side_network_reads_nothing() -> None:

@@ -124,7 +124,7 @@ def test_prompts_drop_out_in_training_only_and_for_each_chip_by_itself() -> None
 
 def test_where_prompts_stand_means_nothing_but_what_is_dropped_does() -> None:
     torch.manual_seed(0)
-    backbone = build_backbone(BACKBONES[VIT], RGB, ()).eval()
+    backbone: Any = build_backbone(BACKBONES[VIT], RGB, ()).eval()
     block, prompts, tokens = backbone.net.blocks[0], torch.randn(4, 192), torch.randn(2, 10, 192)
     seen = run_prompted(block, tokens, prompts, 1, nn.Identity())
     behind = block(torch.cat([tokens, prompts.expand(2, -1, -1)], dim=1))[:, :10]
@@ -160,3 +160,7 @@ def test_a_make_of_before_prompts_can_still_be_read() -> None:
     plain = spec_of("galileo_nano").model_dump()
     del plain["prompt_tokens"]
     assert ModelSpec.model_validate(plain).prompt_tokens == 100
+
+
+def test_the_number_of_prompts_is_told() -> None:
+    assert spec_of("galileo_nano", prompt_tokens=7).tuning == "vpt with 7 prompts"

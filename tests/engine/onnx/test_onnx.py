@@ -232,6 +232,15 @@ def test_eight_bits_that_change_too_much_are_refused(
     assert told.value.code == "ONNX_INT8_LOSS" and not list(tmp_path.iterdir())
 
 
+def test_weights_beyond_one_file_are_refused_before_the_work(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("geopeft.onnx.export.MOST_BYTES", 1000)
+    with pytest.raises(GeopeftError, match="one ONNX file holds") as told:
+        export_job(model, tmp_path / "m.onnx")
+    assert told.value.code == "ONNX_TOO_LARGE" and not list(tmp_path.iterdir())
+
+
 def test_keys_that_deepness_could_not_keep_are_not_written(model: Path) -> None:
     manifest = package.read_manifest(model)
     assert "model_type" in write_keys(manifest, SIDE, 12)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -129,7 +130,8 @@ class InteractionNetwork(SideNetwork):
         own = grids[1:2]
         patches, cells = cell_centres(own, tokens.device), cell_centres(grids, tokens.device)
         first, deep = 0, []
-        for interaction, last in zip(self.interactions, backbone.taps, strict=True):
+        groups: Any = self.interactions
+        for interaction, last in zip(groups, backbone.taps, strict=True):
             seen = backbone.to_map(tokens, *grids[1]).flatten(2).transpose(1, 2)
             update = interaction.gamma * interaction.injector(seen, patches, spatial, grids)
             tokens = tokens + backbone.spread(update, tokens.shape[1])

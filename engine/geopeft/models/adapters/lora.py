@@ -1,87 +1,153 @@
-"""LoRA (arXiv 2106.09685): W + alpha / r * B A on the layers that the backbone names; injected by peft.
-
-Stored names are `LAYER.lora_A.weight` and `LAYER.lora_B.weight`, whatever the library calls them. Putting them back for
-prediction is plain arithmetic and needs no library.
-"""
+"""Low-rank updates: LoRA and its relatives."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from geopeft.errors import JobError
-from geopeft.models.adapters.adapter import State, require_fit
-from geopeft.models.backbones.backbone import Backbone
+from geopeft.models.adapters.reparametrized import Reparametrized, Update, flat, through
+from geopeft.models.adapters.targets import Layer
 from geopeft.models.spec import ModelSpec
 
-ADAPTER_NAME = "default"
+# The iterations of the randomised decomposition: the paper's fast one needs few for the leading directions.
+SVD_ITERATIONS, SVD_MORE = 8, 8
 
 
-class Lora:
-    """Rank-r updates with alpha = r and no dropout, as in the study."""
+class LowRank(Update):
+    """W + scale * up @ down. Computed on the activations, so that no gradient as large as W is ever made."""
 
-    trains_statistics = False
-    stores_backbone = False
+    scale = 1.0
 
-    def apply(self, backbone: Backbone, spec: ModelSpec) -> None:
-        from peft import LoraConfig, inject_adapter_in_model
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """up (rows, r) and down (r, cols)."""
+        raise NotImplementedError
 
-        names = list(_targets(backbone))
-        if not names:
-            raise JobError(
-                f"LoRA would train nothing of {spec.backbone}: it has no layer that LoRA can update.",
-                "Choose the adapter 'full' or 'frozen', or another backbone.",
-                "ADAPTER_TRAINS_NOTHING",
-            )
-        backbone.requires_grad_(False)
-        # A regular expression that names each layer in full: a list would also match every longer name.
-        exactly = "|".join(re.escape(name) for name in names)
-        config = LoraConfig(r=spec.rank, lora_alpha=spec.rank, lora_dropout=0.0, bias="none", target_modules=exactly)
-        inject_adapter_in_model(config, backbone, ADAPTER_NAME)
-        for name, parameter in backbone.named_parameters():
-            parameter.requires_grad_(".lora_" in name)
+    def matrix(self, weight: Tensor) -> Tensor:
+        up, down = self.factors()
+        return weight + self.scale * (up @ down)
 
-    def state(self, backbone: Backbone) -> State:
-        return {_stored_name(k): v for k, v in backbone.state_dict().items() if ".lora_" in k}
+    def forward(self, layer: Layer, x: Tensor) -> Tensor:
+        y: Tensor = layer(x) + self.added(layer, x)
+        return y
 
-    def load(self, backbone: Backbone, state: Mapping[str, Tensor]) -> None:
-        own = self.state(backbone)
-        require_fit(state, {key: tuple(value.shape) for key, value in own.items()}, "adapter")
+    def added(self, layer: Layer, x: Tensor) -> Tensor:
+        """What the update alone makes of x."""
+        up, down = self.factors()
+        inner = self.scale * through(layer, x, down)
+        return F.linear(inner, up) if isinstance(layer, nn.Linear) else F.conv2d(inner, up[:, :, None, None])
+
+
+class LoraUpdate(LowRank):
+    """W + scale * B A, with A drawn at random and B zero."""
+
+    def __init__(self, layer: Layer, rank: int, scale: float) -> None:
+        super().__init__()
+        weight = layer.weight
+        rows, cols, *kernel = weight.shape
+        self.scale = scale
+        self.lora_A = nn.ParameterDict({"weight": nn.Parameter(weight.new_zeros(rank, cols, *kernel))})
+        self.lora_B = nn.ParameterDict({"weight": nn.Parameter(weight.new_zeros(rows, rank, *kernel))})
+
+    def start(self, layer: Layer) -> None:
+        nn.init.kaiming_uniform_(self.lora_A["weight"], a=math.sqrt(5))
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return self.lora_B["weight"].flatten(1), self.lora_A["weight"].flatten(1)
+
+
+class PissaUpdate(LoraUpdate):
+    """W + scale * (B A - B0 A0), with B A = B0 A0 = the principal part of W at the start.
+
+    That is the paper's residual matrix plus B A, with W left as published. The first factors are stored, so that a
+    model opens alike wherever a decomposition would come out otherwise.
+    """
+
+    def __init__(self, layer: Layer, rank: int, scale: float) -> None:
+        super().__init__(layer, min(rank, *layer.weight.shape[:2]), scale)
+        self.first_A: Tensor
+        self.first_B: Tensor
+        self.register_buffer("first_A", torch.zeros_like(self.lora_A["weight"].data))
+        self.register_buffer("first_B", torch.zeros_like(self.lora_B["weight"].data))
+
+    def start(self, layer: Layer) -> None:
+        matrix = flat(layer).detach()
+        rank = len(self.first_A)
+        u, s, v = torch.svd_lowrank(matrix, min(rank + SVD_MORE, *matrix.shape), niter=SVD_ITERATIONS)
+        root = (s[:rank] / self.scale).sqrt()
         with torch.no_grad():
-            for key, value in state.items():
-                own[key].copy_(value)
+            for factor, value in ((self.first_A, (v[:, :rank] * root).T), (self.first_B, u[:, :rank] * root)):
+                factor.copy_(value.reshape(factor.shape))
+            self.lora_A["weight"].copy_(self.first_A)
+            self.lora_B["weight"].copy_(self.first_B)
 
-    def merge(self, backbone: Backbone, state: Mapping[str, Tensor], spec: ModelSpec) -> None:
-        layers = _targets(backbone)
-        expected = {}
-        for name, layer in layers.items():
-            rows, cols, *kernel = layer.weight.shape
-            expected[f"{name}.lora_A.weight"] = (spec.rank, cols, *kernel)
-            expected[f"{name}.lora_B.weight"] = (rows, spec.rank, *kernel)
-        require_fit(state, expected, "adapter")
+    def factors(self) -> tuple[Tensor, Tensor]:
+        up, down = super().factors()
+        return torch.cat([up, -self.first_B.flatten(1)], 1), torch.cat([down, self.first_A.flatten(1)])
+
+
+class DoraUpdate(LoraUpdate):
+    """m * V / |V| for each row, V = W + scale * B A; the gradient takes |V| as a constant, as in the paper's 4.3."""
+
+    def __init__(self, layer: Layer, rank: int, scale: float) -> None:
+        super().__init__(layer, rank, scale)
+        self.magnitude = nn.Parameter(layer.weight.new_zeros(len(layer.weight)))
+
+    def start(self, layer: Layer) -> None:
+        super().start(layer)
         with torch.no_grad():
-            for name, layer in layers.items():
-                down, up = state[f"{name}.lora_A.weight"], state[f"{name}.lora_B.weight"]
-                # alpha is r, so that alpha / r is 1.
-                update = up.flatten(1).float() @ down.flatten(1).float()
-                layer.weight += update.view_as(layer.weight).to(layer.weight)
+            self.magnitude.copy_(flat(layer).norm(dim=1))
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        return self._gain(weight)[:, None] * super().matrix(weight)
+
+    def forward(self, layer: Layer, x: Tensor) -> Tensor:
+        gain = self._gain(flat(layer))
+        turned = through(layer, x, flat(layer)) + self.added(layer, x)
+        shape = (-1,) if isinstance(layer, nn.Linear) else (-1, 1, 1)
+        y = gain.view(shape) * turned
+        return y if layer.bias is None else y + layer.bias.view(shape)
+
+    def _gain(self, weight: Tensor) -> Tensor:
+        with torch.no_grad():
+            up, down = self.factors()
+            # A row of zeros has no direction: its magnitude is zero, and so it stays.
+            turned = weight + self.scale * (up @ down)
+            norm: Tensor = turned.norm(dim=1).clamp_min(torch.finfo(weight.dtype).tiny)
+        return self.magnitude / norm
 
 
-def _targets(backbone: Backbone) -> dict[str, nn.Linear | nn.Conv2d]:
-    """Layers by name whose full name is, or ends with, one of the backbone's targets."""
-    return {
-        name: module
-        for name, module in backbone.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d) and _named(name, backbone.adapter_targets)
-    }
+class Lora(Reparametrized):
+    """LoRA (arXiv 2106.09685): W + alpha / r * B A, without dropout, as in the study."""
+
+    update = LoraUpdate
+
+    def updates(self, layers: Mapping[str, Layer], spec: ModelSpec) -> tuple[dict[str, Update], nn.Module | None]:
+        scale = self.scale(spec.alpha or spec.rank, spec.rank)
+        return {name: self.update(layer, spec.rank, scale) for name, layer in layers.items()}, None
+
+    def scale(self, alpha: float, rank: int) -> float:
+        """What the product of the factors is multiplied by."""
+        return alpha / rank
 
 
-def _named(name: str, targets: Sequence[str]) -> bool:
-    return any(name == target or name.endswith("." + target) for target in targets)
+class RsLora(Lora):
+    """Rank-stabilised LoRA (arXiv 2312.03732): alpha / sqrt(r) in place of alpha / r."""
+
+    def scale(self, alpha: float, rank: int) -> float:
+        return alpha / math.sqrt(rank)
 
 
-def _stored_name(key: str) -> str:
-    return key.replace(f".{ADAPTER_NAME}.", ".")
+class Pissa(Lora):
+    """PiSSA (arXiv 2404.02948): LoRA that starts from the principal singular directions of W and moves those."""
+
+    update = PissaUpdate
+
+
+class Dora(Lora):
+    """DoRA (arXiv 2402.09353): length and direction of each row of W are trained apart, the direction by LoRA."""
+
+    update = DoraUpdate

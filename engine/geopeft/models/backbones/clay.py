@@ -60,7 +60,7 @@ def build(
 
 
 class ClayBackbone(DynamicVit):
-    """(B, C, H, W) normalised -> four maps (B, D, H / patch, W / patch); the last has passed the final normalisation."""
+    """(B, C, H, W) normalised -> four maps (B, D, H / patch, W / patch); the last has passed the final norm."""
 
     def __init__(self, title: str, patch_px: int, dim: int, depth: int, heads: int, head_dim: int) -> None:
         generator = KernelGenerator(

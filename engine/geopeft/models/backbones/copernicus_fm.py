@@ -184,7 +184,8 @@ class CopernicusFm(DynamicVit):
             return table
         down, across = (torch.tensor(cubic_matrix(self.grid, n)).to(table) for n in (rows, cols))
         grid = table.transpose(1, 2).unflatten(2, (self.grid, self.grid))
-        return (down @ grid @ across.T).flatten(2).transpose(1, 2)
+        resized: Tensor = down @ grid @ across.T
+        return resized.flatten(2).transpose(1, 2)
 
 
 def width_nm(wavelength_um: float) -> float:

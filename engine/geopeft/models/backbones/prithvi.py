@@ -213,7 +213,7 @@ def _own_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             continue
         if name.startswith("blocks."):
             name = f"layers.{name.removeprefix('blocks.')}"
-        if name == "patch_embed.proj.weight" and value.ndim == 5 and value.shape[2] == 1:
+        if name == "patch_embed.proj.weight" and value.ndim == 5:
             value = value.squeeze(2)
         own[RENAMED.get(name, name)] = value
     return own

@@ -5,7 +5,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from geopeft.models.registry import BackboneCard, CardBand, WeightsSource
+from geopeft.models.registry import (
+    PROMPTED_ADAPTERS,
+    SAR_UM,
+    WEIGHT_ADAPTERS,
+    BackboneCard,
+    CardBand,
+    WeightsSource,
+)
 
 # All 13 bands of Sentinel-2 L1C. Networks see values / 10 000; mean and standard deviation are those of the data set
 # (SSL4EO-S12 1.0, "S2C", of the authors' code), for rasters whose values are no reflectances.
@@ -23,6 +30,11 @@ SENTINEL2_BANDS = (
     CardBand("B10", "cirrus", 1.373, 22.10351321, 51.15431158),
     CardBand("B11", "swir16", 1.610, 2177.07172323, 1336.09932639),
     CardBand("B12", "swir22", 2.190, 1524.06546312, 1136.53823676),
+)
+# Of SSL4EO-S12's Sentinel-1 scenes, in decibels.
+SENTINEL1_BANDS = (
+    CardBand("VV", "vv", SAR_UM, -12.59, 5.26, unit="decibel"),
+    CardBand("VH", "vh", SAR_UM, -20.26, 5.91, unit="decibel"),
 )
 RESNET18 = {"architecture": "resnet18", "layers": (2, 2, 2, 2), "channels": (64, 128, 256, 512)}
 RESNET50 = {"architecture": "resnet50", "layers": (3, 4, 6, 3), "channels": (64, 128, 256, 512)}
@@ -50,6 +62,7 @@ def _sentinel2(
         gsd_m=(5.0, 40.0),
         parameters_m=parameters_m,
         weights=WeightsSource(file=file, repo=repo, revision=revision, path=file),
+        adapters=PROMPTED_ADAPTERS if transformer else WEIGHT_ADAPTERS,
         options=options,
     )
 
@@ -64,6 +77,27 @@ ROWS = (
         "torchgeo/decur",
         "eba7ae5945d482a4319be046d34b552db5dd9950",  # pragma: allowlist secret
         "rn50_ssl4eo-s12_ms_decur_ep100-fc6b09ff.pth",
+    ),
+    BackboneCard(
+        name="decur_resnet50_s1",
+        title="ResNet-50, DeCUR: Sentinel-1, VV and VH, 10 to 20 m",
+        builder="geopeft.models.backbones.timm_backbone:build",
+        licence="CC-BY-4.0",
+        paper=DECUR,
+        bands=SENTINEL1_BANDS,
+        unit="reflectance10000",
+        normalize="zscore",
+        patch_size_px=32,
+        chip_size_px=128,
+        gsd_m=(5.0, 40.0),
+        parameters_m=23.5,
+        weights=WeightsSource(
+            file="rn50_ssl4eo-s12_sar_decur_ep100-f0e69ba2.pth",
+            repo="torchgeo/decur",
+            revision="9328eeb90c686a88b30f8526ed757b4bc0f12027",  # pragma: allowlist secret
+            path="rn50_ssl4eo-s12_sar_decur_ep100-f0e69ba2.pth",
+        ),
+        options=RESNET50,
     ),
     _sentinel2(
         "ssl4eo_resnet18_moco",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from geopeft.models.registry import DecoderRow, Table
 
 _BUILDERS = "geopeft.models.decoders"
-# `parameters` are of the decoder for four maps of 768 channels at a stride of 16 px (a base-sized transformer), 6 bands, 5
-# classes.
+# `parameters` are those of a decoder for four maps of 768 channels at a stride of 16 px (a base-sized transformer), 6
+# bands and 5 classes.
 DECODERS: Table[DecoderRow] = Table(
     "decoder",
     (

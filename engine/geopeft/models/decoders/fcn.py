@@ -21,7 +21,7 @@ def build(
     num_classes: int,
     size: str = "light",
 ) -> FcnDecoder:
-    """"study": 512 channels at every step (arXiv 2504.17397). "light": the map is projected to 64, the last step has
+    """ "study": 512 channels at every step (arXiv 2504.17397). "light": the map is projected to 64, the last step has
     32."""
     index = last_fine_map(strides)
     steps = max(1, strides[index].bit_length() - 1)

@@ -23,7 +23,7 @@ SIZES = {"light": (16, 8), "study": (64, 32)}
 THRESHOLD = 0.05
 PENALTY = 1e-4
 # Where training begins: a prototype says this for its own class, and its reach is one standard deviation.
-FIRST_WEIGHT = 2.0
+FIRST_WEIGHT = 1.0
 
 
 def build(
@@ -34,7 +34,7 @@ def build(
     num_classes: int,
     size: str = "light",
 ) -> RbfDecoder:
-    """"light": 8 prototypes a class in 16 dimensions; "study": 32 in 64. As many output channels as classes."""
+    """ "light": 8 prototypes a class in 16 dimensions; "study": 32 in 64. As many output channels as classes."""
     dimensions, count = SIZES[size]
     return RbfDecoder(out_channels, strides, raw_channels, num_classes, dimensions, count)
 
@@ -88,7 +88,7 @@ class RbfDecoder(nn.Module):
         """features as the backbone gives them, raw (B, C, H, W) standardised -> (B, classes, H, W)."""
         where = self.project(features, raw)
         likeness = self._likeness(where, self.centres, self.log_reach)
-        weights: Tensor = _Penalised.apply(self.weights) if self.training else self.weights  # type: ignore[no-untyped-call]
+        weights: Tensor = _Penalised.apply(self.weights) if self.training else self.weights
         return F.conv2d(likeness, thresholded(weights).T[:, :, None, None], self.offsets)
 
     def project(self, features: list[Tensor], raw: Tensor) -> Tensor:
@@ -116,7 +116,8 @@ class RbfDecoder(nn.Module):
 def thresholded(weights: Tensor) -> Tensor:
     """(prototypes, K), each row shortened by the threshold; a shorter row is 0, so that pruning changes nothing."""
     norms = weights.norm(dim=1, keepdim=True)
-    return weights * (1 - THRESHOLD / norms.clamp_min(THRESHOLD))
+    shortened: Tensor = weights * (1 - THRESHOLD / norms.clamp_min(THRESHOLD))
+    return shortened
 
 
 class _Penalised(torch.autograd.Function):
@@ -131,7 +132,7 @@ class _Penalised(torch.autograd.Function):
         return weights.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (weights,) = ctx.saved_tensors
         pull: Tensor = weights / weights.norm(dim=1, keepdim=True).clamp_min(1e-6)
         return gradient + PENALTY * pull

@@ -27,7 +27,7 @@ def build(
     num_classes: int,
     size: str = "light",
 ) -> UperNetDecoder:
-    """"study": 256 channels (arXiv 2504.17397). "light": 64 channels, 32 at full resolution."""
+    """ "study": 256 channels (arXiv 2504.17397). "light": 64 channels, 32 at full resolution."""
     width = WIDTHS[size]
     pyramid = Pyramid(out_channels, strides, 0 if size == "study" else width) if is_plain(strides) else None
     return UperNetDecoder(out_channels, strides, width, width if size == "study" else LIGHT_LAST, pyramid)
