@@ -30,7 +30,9 @@ class Row(NamedTuple):
 @functools.lru_cache(maxsize=1)
 def tables() -> dict[str, tuple[Row, ...]]:
     """Rows of "backbones", "adapters" and "decoders"."""
-    found: dict[str, list[dict[str, Any]]] = json.loads(Path(settings.resource("schema", "models.json")).read_text("utf-8"))
+    found: dict[str, list[dict[str, Any]]] = json.loads(
+        Path(settings.resource("schema", "models.json")).read_text("utf-8")
+    )
     return {
         kind: tuple(Row(**{**row, "adapters": tuple(row.get("adapters", ()))}) for row in rows)
         for kind, rows in found.items()

@@ -33,8 +33,7 @@ from geopeft.package import ClassInfo
 from geopeft.runtime import Strip
 from geopeft.scenes import Scene, Scenes
 from geopeft.texture_tiles import TILE_PX, TextureTiles, Tile, View
-from geopeft.watched import watched
-from geopeft.watched import side_by_side
+from geopeft.watched import side_by_side, watched
 from geopeft.writing import check_target
 
 # What the part of the raster that is looked at may take of the features' memory; labels elsewhere need the rest.

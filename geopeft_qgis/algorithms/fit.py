@@ -21,6 +21,8 @@ from qgis.core import (
 from ..model_tables import names, tables
 from .base import MODEL_FILTER, EngineAlgorithm, figure
 
+DECODER_SIZES = ("light", "study")
+
 
 class FitAlgorithm(EngineAlgorithm):
     """Labels and rasters in, a model package out."""
@@ -77,6 +79,9 @@ class FitAlgorithm(EngineAlgorithm):
         adapters, decoders = names("adapters", "lora"), names("decoders", "unet")
         self.add_choice("ADAPTER", self.tr("Adapter"), adapters, adapters[0])
         self.add_choice("DECODER", self.tr("Decoder"), decoders, decoders[0])
+        self.add_choice("DECODER_SIZE", self.tr("Width of the decoder"), DECODER_SIZES, DECODER_SIZES[0])
+        metadata = self.tr("Tell the backbone when and where the raster was taken")
+        self.add_advanced(QgsProcessingParameterBoolean("METADATA", metadata, False))
         self.add_licence()
         self.add_text("BANDS", self.tr("Bands, by name or number, with commas"), advanced=True)
         self.add_line_width()
@@ -126,6 +131,8 @@ class FitAlgorithm(EngineAlgorithm):
             "backbone": self.parameterAsString(parameters, "BACKBONE", context).strip() or "auto",
             "adapter": self.parameterAsEnumString(parameters, "ADAPTER", context),
             "decoder": self.parameterAsEnumString(parameters, "DECODER", context),
+            "decoder_size": self.parameterAsEnumString(parameters, "DECODER_SIZE", context),
+            "metadata": self.parameterAsBool(parameters, "METADATA", context),
             "accept_licence": self.parameterAsBool(parameters, "ACCEPT_LICENCE", context),
             **self._reading_fields(parameters, context),
             "max_minutes": self.parameterAsDouble(parameters, "MAX_MINUTES", context),

@@ -75,7 +75,9 @@ def measured(size: str, runs: int, terratorch: str) -> dict[tuple[str, ...], lis
             command = ours(size, side) if side[0] == "GeoPEFT" else peers(size, side[1], terratorch)
             if command:
                 # Each side has its own packages.
-                clean = os.environ if side[0] == "GeoPEFT" else {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+                clean = (
+                    os.environ if side[0] == "GeoPEFT" else {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+                )
                 answer = subprocess.run(command, env=clean, stdout=subprocess.PIPE, check=True)
                 found.setdefault(side, []).append(read(json.loads(answer.stdout.splitlines()[-1])))
                 print(size, *side, found[side][-1], file=sys.stderr, flush=True)
@@ -134,8 +136,8 @@ def step(backbone: str, adapter: str, decoder_size: str, precision: str) -> dict
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
     bands = tuple(InputBand(name=band.name, backbone_band=band.name) for band in BACKBONES[backbone].bands)
-    spec = ModelSpec(backbone=backbone, adapter=adapter, decoder="unet", decoder_size=decoder_size, bands=bands,
-                     num_classes=CLASSES, gsd_m=30, chip_size_px=SIDE_PX)  # fmt: skip
+    fields = {"backbone": backbone, "adapter": adapter, "decoder": "unet", "decoder_size": decoder_size, "bands": bands}
+    spec = ModelSpec.model_validate({**fields, "num_classes": CLASSES, "gsd_m": 30, "chip_size_px": SIDE_PX})
     model = build(spec, pretrained=False).train()
     built, device = now_mb(), torch.device("cpu")
     half = precision != "float32" and gains_from_half(model.backbone, device)

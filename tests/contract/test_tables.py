@@ -157,7 +157,9 @@ def test_gradients_go_only_where_the_adapter_says(backbone: str, adapter: str) -
             trains = ".update." in name or inside.startswith("shared_update.")
         elif adapter == "bitfit":
             own = model.backbone.get_parameter(inside)
-            trains = own.ndim == 1 and inside.endswith(("bias", "weight")) and inside not in model.backbone.never_trained
+            trains = (
+                own.ndim == 1 and inside.endswith(("bias", "weight")) and inside not in model.backbone.never_trained
+            )
         elif adapter in ADDED:
             trains = ADDED[adapter] in inside.split(".")
         else:

@@ -189,7 +189,9 @@ def test_every_window_of_a_map_has_its_own_place(placed: None, seen: Any, tmp_pa
 def features_of(model: Path, raster: Path, reporter: Reporter) -> np.ndarray:
     """The network's probabilities of a whole raster."""
     runtime = Runtime.open(model, "cpu", "", reporter, part="network")
-    return np.concatenate([strip.probabilities for strip in map_raster(runtime, describe(str(raster)), (), reporter)], 1)
+    return np.concatenate(
+        [strip.probabilities for strip in map_raster(runtime, describe(str(raster)), (), reporter)], 1
+    )
 
 
 @pytest.mark.parametrize("metadata", [True, False])

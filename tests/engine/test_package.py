@@ -2,8 +2,8 @@
 
 import io
 import json
-import struct
 import stat
+import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path

@@ -41,8 +41,15 @@ WAYS = {
         ["MIOU_FIRST", "MIOU_SECOND", "DIFFERENCE", "DIFFERENCE_LOW", "DIFFERENCE_HIGH", "DIFFERING_SHARE"],
     ),
     "study": (
-        ["RASTERS={raster}", "LABELS={labels}", "UNSEEN_RASTERS={raster}", "UNSEEN_LABELS={labels}", "TABLE=s.csv",
-         "PAGE=s.html", "FIGURES=f.json"],
+        [
+            "RASTERS={raster}",
+            "LABELS={labels}",
+            "UNSEEN_RASTERS={raster}",
+            "UNSEEN_LABELS={labels}",
+            "TABLE=s.csv",
+            "PAGE=s.html",
+            "FIGURES=f.json",
+        ],
         ["TABLE", "PAGE", "FIGURES"],
         ["RUNS", "FAILED"],
     ),

@@ -12,7 +12,6 @@ from typing import Any
 
 from geopeft import devices
 from geopeft.data.bands import resolve_bands, select_bands
-from geopeft.data.label_sources import find_source
 from geopeft.data.labels import Labels, read_labels
 from geopeft.data.raster import RasterInfo, describe
 from geopeft.events import Reporter
@@ -92,16 +91,18 @@ def _survey(job: StudyJob, folder: Path, reporter: Reporter) -> Ground:
     unseen = tuple(describe(path) for path in job.unseen_rasters)
     labels = _labels(job, job.labels, job.area, infos, 2, reporter)
     # Read once here, so that what is wrong with them is told before hours of training.
-    _labels(job, job.unseen_labels, job.unseen_area, unseen, 1, reporter)
+    others = _labels(job, job.unseen_labels, job.unseen_area, unseen, 1, reporter)
     chosen = select_bands(infos[0], job.bands) if job.bands else whole_bands(infos[0], reporter)
     bands = (chosen, *(resolve_bands(info, chosen, job.bands) for info in infos[1:]))
+    unseen_bands = [resolve_bands(info, chosen, job.bands) for info in unseen]
     names = [known.name for known in labels.classes]
     found = places.find_places(infos, bands, labels)
     shares = places.share_out(found, names, job.seed, reporter)
     parts = [
         [info.fingerprint for info in (*infos, *unseen)],
         places.digest(found, names),
-        [_file_digest(spec) for spec in (job.unseen_labels, job.unseen_area) if spec],
+        # Of what they hold: the file may be a copy that is written anew each time.
+        places.digest(places.find_places(unseen, unseen_bands, others), [known.name for known in others.classes]),
         [job.seed, job.background],
     ]
     inputs = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -121,15 +122,6 @@ def _labels(
         minimum_classes=minimum,
         reporter=reporter,
     )
-
-
-def _file_digest(spec: str) -> str:
-    """A checksum of a label file, or of its name where it is no plain file."""
-    path = Path(find_source(spec, "").path)
-    if not path.is_file():
-        return spec
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _in_turn(groups: Sequence[Sequence[Cell]]) -> list[Cell]:

@@ -111,7 +111,9 @@ def test_each_chip_gets_the_time_of_its_raster_and_its_own_place(info: RasterInf
 
 def test_places_follow_a_rotated_grid_and_are_unknown_off_the_globe(make_raster) -> None:
     values = np.ones((1, 40, 60), np.uint16)
-    turned = describe(str(make_raster(values, "turned.tif", crs="EPSG:4326", transform=Affine(0, 0.01, 10, 0.01, 0, 50))))
+    turned = describe(
+        str(make_raster(values, "turned.tif", crs="EPSG:4326", transform=Affine(0, 0.01, 10, 0.01, 0, 50)))
+    )
     found = Chronicle([turned], [("",)]).of([(0, 10, 30)], 2, 2)
     np.testing.assert_allclose(found.place, [[50.31, 10.11]], atol=1e-5)
     off = describe(str(make_raster(values, "off.tif", crs="EPSG:4326", transform=Affine(0.01, 0, 10, 0, -0.01, 95))))

@@ -215,7 +215,9 @@ def dated(*names: str, sensor: str = "") -> tuple[Band, ...]:
 
 
 def test_a_date_behind_a_name_says_when_and_leaves_the_role_alone() -> None:
-    bands = dated("B04 2024-06-12", "B8A_2024-06-12", "Red 2024-07-02", "0.842 um 2024-07-02", "2024-07-02", "B4 2024-13-01")
+    bands = dated(
+        "B04 2024-06-12", "B8A_2024-06-12", "Red 2024-07-02", "0.842 um 2024-07-02", "2024-07-02", "B4 2024-13-01"
+    )
     assert [band.date for band in bands] == ["2024-06-12"] * 2 + ["2024-07-02"] * 2 + ["", ""]
     assert [band.common for band in bands[:4]] == ["red", "nir08", "red", "nir"]
     assert bands[0].name == "B04 2024-06-12", "names stay apart"
@@ -223,7 +225,9 @@ def test_a_date_behind_a_name_says_when_and_leaves_the_role_alone() -> None:
 
 
 def test_each_date_has_its_own_roles_by_wavelength() -> None:
-    facts = [BandFacts(i, f"x{i} {date}", {"wavelength": "665 nm"}) for i, date in enumerate(("2024-06-12", "2024-07-02"))]
+    facts = [
+        BandFacts(i, f"x{i} {date}", {"wavelength": "665 nm"}) for i, date in enumerate(("2024-06-12", "2024-07-02"))
+    ]
     assert [band.common for band in name_bands(facts, {})] == ["red", "red"]
 
 

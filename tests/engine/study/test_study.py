@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyogrio
 import pytest
 import shapely
 from affine import Affine
@@ -122,6 +123,14 @@ def test_what_is_done_is_not_run_again_and_what_failed_is(
     assert (result["runs"], result["failed"]) == (4, 2)
     pretended.clear()
     study.run(job(scene, tmp_path / "s.csv", backbones=["galileo_nano"], adapters=["full"], seeds=2), Reporter())
+    assert not pretended
+    # A copy of the labels with other bytes, as QGIS makes one for every run.
+    path = Path(scene["unseen_labels"].removesuffix(":labels"))
+    meta, _, shapes, (classes,) = pyogrio.raw.read(path)
+    pyogrio.raw.write(tmp_path / "copy.gpkg", shapes, [classes], ["class"], layer="labels", crs=meta["crs"],
+                      geometry_type="Unknown", driver="GPKG", layer_options={"DESCRIPTION": "another"})  # fmt: skip
+    copied = scene | {"unseen_labels": f"{tmp_path / 'copy.gpkg'}:labels"}
+    study.run(job(copied, tmp_path / "s.csv", backbones=["galileo_nano"], adapters=["full"], seeds=2), Reporter())
     assert not pretended
     # Other steps are other runs, and the old ones stay in the table.
     study.run(job(scene, tmp_path / "s.csv", adapters=["full"], backbones=["galileo_nano"], steps=3), Reporter())
