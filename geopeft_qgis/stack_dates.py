@@ -44,7 +44,7 @@ def shared_time(bands: Sequence[StackBand]) -> str:
 
 
 def with_dates(bands: Sequence[StackBand]) -> list[StackBand]:
-    """Bands of several dates with their dates behind their names: B04 2024-06-12. Those of one date stay as they are."""
+    """Bands of several dates with their dates behind their names: B04 2024-06-12. Those of one date stay."""
     dates = [time_in(band.path)[:10] for band in bands]
     if len(set(dates) - {""}) < 2:
         return list(bands)

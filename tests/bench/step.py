@@ -114,7 +114,7 @@ def table(size: str, found: dict[tuple[str, ...], list[dict[str, float]]]) -> li
     lines = [
         f"## {SIZES[size]}",
         "",
-        "| who | adapter | decoder | precision | step s | processor s | ratio | peak MB | above the model MB | trained M |",
+        "| who | adapter | decoder | precision | step s | processor s | ratio | peak MB | above model MB | trained M |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for side, row in middle.items():

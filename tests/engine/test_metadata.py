@@ -123,7 +123,7 @@ def months(scene: Any) -> list[int]:
 
 def test_every_chip_of_a_training_comes_with_the_time_of_its_raster(two: Any, seen: Any, tmp_path: Path) -> None:
     reporter = Reporter()
-    made = run_fit(*two, tmp_path / "m.geopeft", reporter, metadata=True)
+    made = run_fit(two[0], two[1], tmp_path / "m.geopeft", reporter, metadata=True)
     assert seen and all(scene is not None for _, scene in seen)
     for x, told in seen:
         is_bright = x[:, 0].mean((1, 2)) > x[:, 1].mean((1, 2))
@@ -136,7 +136,7 @@ def test_every_chip_of_a_training_comes_with_the_time_of_its_raster(two: Any, se
 
 
 def test_without_metadata_nothing_is_told(two: Any, seen: Any, tmp_path: Path) -> None:
-    made = run_fit(*two, tmp_path / "m.geopeft")
+    made = run_fit(two[0], two[1], tmp_path / "m.geopeft")
     predict_to(tmp_path, two[0][0])
     assert seen and all(told is None for _, told in seen)
     assert not made.manifest.spec.metadata
@@ -154,7 +154,7 @@ def predict_to(folder: Path, raster: Path, model: str = "m.geopeft", reporter: R
 
 
 def test_validation_labels_of_their_own_come_with_the_time_too(two: Any, seen: Any, tmp_path: Path) -> None:
-    run_fit(*two, tmp_path / "m.geopeft", metadata=True, validation_labels=str(two[1]))
+    run_fit(two[0], two[1], tmp_path / "m.geopeft", metadata=True, validation_labels=str(two[1]))
     assert seen and all(told is not None and told.time.isfinite().all() for _, told in seen)
 
 
@@ -225,7 +225,7 @@ def spec(**fields: Any) -> ModelSpec:
     bands = tuple(InputBand(name=n, backbone_band=n, mean=0.2, std=0.1) for n in NAMES)
     made = {"backbone": "galileo_nano", "adapter": "full", "decoder": "linear", "bands": bands, "num_classes": 2,
             "gsd_m": 10, "chip_size_px": 32, "metadata": True} | fields  # fmt: skip
-    return ModelSpec(**made)
+    return ModelSpec.model_validate(made)
 
 
 def test_the_unet_beside_a_model_with_metadata_goes_without() -> None:

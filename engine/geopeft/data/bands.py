@@ -1,6 +1,7 @@
 """Which band of a raster is which: roles from names and wavelengths, and matching them to what a model wants.
 
-A role is a STAC-like common name (`ROLES`), a polarisation (`RADAR_ROLES`), or "" where nothing says what the band is. Rules, first hit wins:
+A role is a STAC-like common name (`ROLES`), a polarisation (`RADAR_ROLES`), or "" where nothing says what the band is.
+Rules, first hit wins:
 
 1. The band's name is a word: "Blue", "Band 1 - Blue", "nir08", "SWIR 1". Names of things that are no spectral band
    (ndvi, dem, mask, ...) give the role "", those of radar backscatter that of their polarisation ("Sigma0_VV_db").

@@ -220,7 +220,8 @@ class RasterReader:
         self._common_type = np.result_type(*kinds) if len(set(kinds)) > 1 else None
 
     def read(self, window: Window) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Values (C, h, w) in raster units, linear radar power in decibels, and valid mask (h, w) of a window, which may reach beyond the raster.
+        """Values (C, h, w) in raster units, linear radar power in decibels, and valid mask (h, w) of a window, that
+        reach beyond the raster.
 
         A pixel is valid where every chosen band is; values at other pixels are 0.
 
@@ -588,7 +589,7 @@ def _probe(info: RasterInfo, dataset: Any) -> None:
 
 
 def _power_bands(info: RasterInfo, dataset: Any) -> tuple[int, ...]:
-    """Numbers of the radar bands that hold linear power, by the values of 9 windows, or of 144 where those are empty."""
+    """Numbers of the radar bands that hold linear power, by the values of 9 windows, of 144 where those are empty."""
     floating = {band.index for band, dtype in zip(info.bands, info.dtypes, strict=True) if dtype.startswith("float")}
     found = []
     for index in (band.index for band in info.bands if is_radar(band) and band.index in floating):

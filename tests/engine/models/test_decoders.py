@@ -116,7 +116,7 @@ def test_a_pixel_is_like_a_prototype_where_it_lies() -> None:
     """The logit of a pixel at a prototype is its weight for the class; far from all there are the offsets alone."""
     decode = RbfDecoder((4,), (1,), 2, 3, dimensions=2, count=1)
     with torch.no_grad():
-        decode.maps[0].weight.zero_()
+        decode.maps[0].weight.zero_()  # type: ignore[operator]
         decode.raw.weight.copy_(torch.eye(2)[:, :, None, None])
         decode.centres.copy_(torch.tensor([[0.0, 0.0], [50.0, 0.0], [0.0, 50.0]]))
         decode.weights.copy_(torch.eye(3) * (1 + THRESHOLD))

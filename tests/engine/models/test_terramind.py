@@ -61,7 +61,7 @@ def outputs(backbone: TerraMindBackbone, x: Tensor, modalities: list[str]) -> di
         by_modality = backbone.finish(tokens).unflatten(1, (-1, len(modalities)))
         for name in modalities:
             own = NAMES[name][0]
-            embedded = backbone.embeddings[own].project(*backbone.seen(own, x))
+            embedded = backbone.embeddings[own].project(*backbone.seen(own, x))  # type: ignore[operator]
             found[f"patch_embed_{name}"] = embedded.flatten(2).transpose(1, 2)
             found[f"final_normed_{name}"] = by_modality[:, :, backbone.modalities.index(own)]
     return found

@@ -1,4 +1,4 @@
-"""OlmoEarth v1's encoder (https://github.com/allenai/olmoearth_pretrain) for one date of Sentinel-2, Sentinel-1 or both.
+"""OlmoEarth v1's encoder (https://github.com/allenai/olmoearth_pretrain) for one date of Sentinel-2 and 1.
 
 Sentinel-2 has three tokens for each patch, for its bands of 10, 20 and 60 m, Sentinel-1 has one. All go through the
 blocks together, and a map is their mean. A token takes part where all its bands are there; if none is complete, every
