@@ -9,6 +9,9 @@ from typing import Any, NamedTuple, Optional
 
 from . import settings
 
+# Chosen by the engine, by bands and pixel size.
+AUTO = "auto"
+
 
 class Row(NamedTuple):
     """A row of one of the engine's tables; what does not apply is empty.

@@ -22,6 +22,9 @@ from .base import EngineAlgorithm
 COUNTS = {"RUNS": "runs", "FAILED": "failed"}
 COUNT_TITLES = {"RUNS": "Runs that are done", "FAILED": "Runs that failed"}
 
+ADAPTERS = ("frozen", "lora", "full")
+BASELINES = ("random-forest", "scratch_unet")
+
 
 class StudyAlgorithm(EngineAlgorithm):
     """Labels of two regions in, a table and a page of many trainings out."""
@@ -55,13 +58,13 @@ class StudyAlgorithm(EngineAlgorithm):
         title = self.tr("Labels of the unseen region")
         self.addParameter(QgsProcessingParameterFeatureSource("UNSEEN_LABELS", title, any_shape))
         self.add_text("BACKBONES", self.tr("Backbones"), "auto")
-        self.add_text("ADAPTERS", self.tr("Adapters"), "frozen, lora, full")
+        self.add_text("ADAPTERS", self.tr("Adapters"), ", ".join(ADAPTERS))
         self.add_text("DECODERS", self.tr("Decoders"), "unet")
         title = self.tr("Runs of each way, with other seeds")
         self.addParameter(QgsProcessingParameterNumber("SEEDS", title, whole, 5, minValue=1, maxValue=100))
         self.add_text("FRACTIONS", self.tr("Shares of the labels that teach (above 0, up to 1)"), "1")
         self.add_text("METADATA", self.tr("Time and place: off, on, or both"), "off", advanced=True)
-        self.add_text("BASELINES", self.tr("Baselines"), "random-forest, scratch_unet", advanced=True)
+        self.add_text("BASELINES", self.tr("Baselines"), ", ".join(BASELINES), advanced=True)
         self.add_text("RATES", self.tr("Factors of the learning rates to choose from"), "0.3, 1, 3", advanced=True)
         self.add_text("BACKGROUND", self.tr("Background class, made of the unlabelled pixels"), advanced=True)
         for name, title in (

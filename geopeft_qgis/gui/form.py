@@ -21,7 +21,7 @@ from qgis.PyQt.QtWidgets import QComboBox, QFormLayout, QHBoxLayout, QLabel, QLi
 from .. import settings
 from ..label_layer import free_path
 from ..layers import LayerError, raster_parameter
-from ..model_tables import tables
+from ..model_tables import AUTO, tables
 from ..sources import needs_rendering
 from . import licence
 from .label_panel import LabelPanel
@@ -50,7 +50,7 @@ class TrainingForm(QWidget):
         self.labels = LabelPanel(iface)
         self.backbone_box = QComboBox()
         self.backbone_box.setEditable(True)
-        self.backbone_box.addItem("auto")
+        self.backbone_box.addItem(AUTO)
         for row in tables()["backbones"]:
             self.backbone_box.addItem(row.name)
             self.backbone_box.setItemData(self.backbone_box.count() - 1, row.title, Qt.ItemDataRole.ToolTipRole)
@@ -189,7 +189,7 @@ class TrainingForm(QWidget):
 
     def backbone(self) -> str:
         """The name of the backbone that is to be tuned."""
-        return self.backbone_box.currentText().strip() or "auto"
+        return self.backbone_box.currentText().strip() or AUTO
 
     def _arrange(self) -> None:
         for box in (self.raster_box, self.backbone_box):

@@ -220,8 +220,8 @@ class RasterReader:
         self._common_type = np.result_type(*kinds) if len(set(kinds)) > 1 else None
 
     def read(self, window: Window) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Values (C, h, w) in raster units, linear radar power in decibels, and valid mask (h, w) of a window, that
-        reach beyond the raster.
+        """Values (C, h, w) in raster units, linear radar power in decibels, and valid mask (h, w) of a window, which
+        may reach beyond the raster.
 
         A pixel is valid where every chosen band is; values at other pixels are 0.
 

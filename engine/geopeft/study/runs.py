@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import multiprocessing
 import os
 import sys
-import threading
-import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from geopeft.devices import cores
 from geopeft.errors import GeopeftError, is_out_of_memory, out_of_memory
 from geopeft.job import EvaluateJob, FitJob
 from geopeft.study.grid import Cell
+from geopeft.watched import end_with_parent
 
 LOOK_S = 0.2
 # Ends the name of a figure that is of the whole model, not of its network alone.
@@ -114,7 +114,7 @@ def _start(task: Task, slot: int, environment: dict[str, str]) -> _Running:
 def _answer(one: _Running) -> dict[str, Any]:
     fields: dict[str, Any] | None = None
     with contextlib.suppress(EOFError, OSError):
-        fields = one.answers.recv()
+        fields = json.loads(one.answers.recv_bytes())
     one.process.join()
     one.answers.close()
     if fields is None:
@@ -128,8 +128,8 @@ def _answer(one: _Running) -> dict[str, Any]:
 def _work(task: Task, answers: connection.Connection, environment: dict[str, str]) -> None:
     """In the child process: does the task, and sends its fields."""
     os.environ.update(environment)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
+        end_with_parent()
         # Imported here: what was said above must be known before torch is.
         one = importlib.import_module("geopeft.study.one")
         fields = {"state": DONE, "message": "", **one.run_fit(task.fit, task.scored, task.searches)}
@@ -143,12 +143,5 @@ def _work(task: Task, answers: connection.Connection, environment: dict[str, str
     finally:
         with contextlib.suppress(OSError):
             Path(task.fit.out).unlink(missing_ok=True)
-    answers.send(fields)
+    answers.send_bytes(json.dumps(fields).encode())
     answers.close()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    while parent is not None and parent.is_alive():
-        time.sleep(LOOK_S)
-    os._exit(1)

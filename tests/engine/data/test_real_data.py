@@ -24,7 +24,7 @@ RASTERS = {
     "terramind_s2_lulc/unseen_282D_485L/s2l2a.tif": (S2, "reflectance", 1e-4, 0.0, 10),
     "terramind_s2_lulc/train_433D_629L/s2l2a.tif": (S2, "reflectance", 1e-4, -0.1, 10),
     "sen1floods11_spain/train_west/s2_l1c.tif": ([*S2[:10], "cirrus", *S2[10:]], "reflectance", 1e-4, 0.0, 8.86),
-    "sen1floods11_spain/train_west/s1.tif": (["", ""], "unknown", 1.0, 0.0, 8.86),
+    "sen1floods11_spain/train_west/s1.tif": (["vv", "vh"], "unknown", 1.0, 0.0, 8.86),
     "kampala_oam_buildings/train_west/ortho_rgb.tif": (RGB, "display", 1 / 255, 0.0, 0.0746),
     "banepa_oam_buildings/train_west/ortho_rgb.tif": (RGB, "display", 1 / 255, 0.0, 0.132),
     "rstoolbox_sen2_amazon/train_west/sen2.tif": (S2, "reflectance", 1.0, -0.1, 9.96),
