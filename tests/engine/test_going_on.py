@@ -629,7 +629,7 @@ def test_a_new_class_is_as_far_from_the_known_ones_as_in_a_fresh_probe(earlier: 
     [
         ({"backbone": "tf_efficientnet_lite0"}, "its backbone: scratch_unet, here: tf_efficientnet_lite0"),
         ({"bands": ["Red", "NIR"]}, "its bands: blue, green, red, nir, here: red, nir"),
-        ({"decoder": "linear"}, "its decoder: unet, here: linear"),
+        ({"decoder": "linear"}, "its decoder: unet light, here: linear light"),
         ({"classes": "other"}, "none of its classes is among the labels"),
     ],
 )

@@ -1,5 +1,6 @@
 """Runs in processes of their own: one that dies stops nothing, and a cancel ends them all."""
 
+import json
 import os
 import subprocess
 import sys
@@ -68,7 +69,7 @@ def _task(seed: int, folder: Path) -> Task:
 def _dies_or_answers(task: Task, answers: Any, environment: dict[str, str]) -> None:
     if task.cell.seed == 1:
         os._exit(9)
-    answers.send({"state": DONE, "message": "", "seconds": float(task.cell.seed)})
+    answers.send_bytes(json.dumps({"state": DONE, "message": "", "seconds": float(task.cell.seed)}).encode())
 
 
 def _sleeps(task: Task, answers: Any, environment: dict[str, str]) -> None:
