@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from geopeft import PROTOCOL, __version__
-from geopeft.errors import Canceled, GeopeftError, is_out_of_memory, out_of_memory
+from geopeft.errors import Canceled, GeopeftError, has_memory, is_out_of_memory, out_of_memory
 from geopeft.events import Reporter, terminal_reporter
 from geopeft.holding import hold
 from geopeft.job import JOB_TYPES, AnyJob, Job, load, parse
@@ -104,7 +104,7 @@ def _held_output(job: AnyJob) -> contextlib.AbstractContextManager[None]:
 
 def _unexpected(error: BaseException, reporter: Reporter) -> GeopeftError:
     reporter.make_room()
-    if is_out_of_memory(error):
+    if is_out_of_memory(error) or not has_memory():
         return out_of_memory("job")
     traceback.print_exc(file=sys.stderr)
     where = "engine.log" if reporter.keeps_log else "the lines above"

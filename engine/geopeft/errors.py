@@ -19,6 +19,9 @@ import errno
 import re
 from collections.abc import Iterable
 
+# Without so much at hand no job gets far.
+LEAST_BYTES = 32 << 20
+
 
 class GeopeftError(Exception):
     """A failure that is told to the user as one sentence and a next step.
@@ -120,6 +123,14 @@ def is_out_of_memory(error: BaseException) -> bool:
             return True
         found = found.__cause__
     return False
+
+
+def has_memory() -> bool:
+    """Whether there is memory for anything at all: where there is not, Python itself fails in strange words."""
+    try:
+        return len(bytearray(LEAST_BYTES)) > 0
+    except MemoryError:
+        return False
 
 
 def out_of_memory(what: str) -> DeviceError:

@@ -26,7 +26,7 @@ import pyogrio
 import rasterio
 from rasterio.windows import Window
 
-from geopeft.errors import JobError, OutputError
+from geopeft.errors import GeopeftError, JobError, OutputError, is_out_of_memory, out_of_memory
 from geopeft.holding import part_of
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -287,11 +287,13 @@ def _replace(part: Path, path: Path) -> None:
         time.sleep(0.05)
 
 
-def _output_error(error: OSError | ValueError, path: Path) -> OutputError:
+def _output_error(error: OSError | ValueError, path: Path) -> GeopeftError:
     if isinstance(error, ValueError):
         return OutputError(f"{path!r} is no name that a file can have ({error}).", "Choose another name.")
     if error.errno == errno.ENAMETOOLONG:
         return OutputError(f"The name of {path.name[:60]}... is too long for a file.", "Choose a shorter name.")
+    if is_out_of_memory(error):
+        return out_of_memory("file")
     if error.errno in _FULL:
         return OutputError(f"The disk is full: {path} could not be written.", "Free some space.", "DISK_FULL")
     if error.errno in _FORBIDDEN:

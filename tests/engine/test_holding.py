@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import rasterio
 from geopeft import __main__, holding, predict, writing
+from geopeft.__main__ import _unexpected
 from geopeft.errors import OutputError, RasterError, is_out_of_memory
 from geopeft.events import Reporter
 from geopeft.holding import hold, part_of
@@ -250,6 +251,7 @@ def test_links_that_lie_in_wait_are_not_followed(tmp_path: Path) -> None:
         (RuntimeError("std::bad_alloc"), True),
         (RuntimeError("could not create a primitive"), True),
         (SystemError("error return without exception set"), True),
+        (RuntimeError("Failed to serialize proto"), True),
         (ImportError("_flapack.so: failed to map segment from shared object"), True),
         (OSError(errno.ENOSPC, "no"), False),
         (ValueError("no band"), False),
@@ -257,3 +259,12 @@ def test_links_that_lie_in_wait_are_not_followed(tmp_path: Path) -> None:
 )
 def test_missing_memory_is_known_in_the_words_of_each_library(error: Exception, is_memory: bool) -> None:
     assert is_out_of_memory(error) == is_memory
+
+
+@pytest.mark.fault("P19")
+@pytest.mark.parametrize(("there", "code"), [(True, "INTERNAL"), (False, "OUT_OF_MEMORY")])
+def test_an_error_without_sense_is_missing_memory_where_there_is_none(
+    there: bool, code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("geopeft.__main__.has_memory", lambda: there)
+    assert _unexpected(TypeError("'frame' object is not callable"), Reporter()).code == code

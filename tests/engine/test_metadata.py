@@ -24,6 +24,7 @@ from geopeft.models import build
 from geopeft.models.backbones import BACKBONES
 from geopeft.models.backbones.galileo import GalileoBackbone
 from geopeft.models.spec import InputBand, ModelSpec
+from geopeft.onnx import export
 from geopeft.package import Package
 from geopeft.prepare import prepare
 from geopeft.runtime import Runtime, map_raster
@@ -135,6 +136,26 @@ def test_every_chip_of_a_training_comes_with_the_time_of_its_raster(two: Any, se
     assert any("a_20240115.tif was taken on 2024-01-15, as its file name says." in t for t in made.manifest.assumptions)
 
 
+def test_the_probe_learns_from_features_that_were_told_the_time(
+    two: Any, seen: Any, shared: Path, tmp_path: Path
+) -> None:
+    fields: Any = {"adapter": "lora", "from_scratch": False, "weights_dir": str(shared / "weights")}
+    made = run_fit(two[0], two[1], tmp_path / "m.geopeft", metadata=True, **fields)
+    assert made.manifest.spec.probe
+    for x, told in seen:
+        is_bright = x[:, 0].mean((1, 2)) > x[:, 1].mean((1, 2))
+        assert told is not None and months(told) == is_bright.int().tolist()
+
+
+def test_an_onnx_file_of_a_model_with_metadata_works_without_it_and_says_so(two: Any, tmp_path: Path) -> None:
+    run_fit(two[0], two[1], tmp_path / "m.geopeft", metadata=True)
+    reporter, out = Reporter(), tmp_path / "m.onnx"
+    asked = {"job": "export", "model": str(tmp_path / "m.geopeft"), "onnx": str(out)}
+    export.run(parse(asked), reporter)  # type: ignore[arg-type]
+    assert out.is_file()
+    assert any("told when and where chips were taken; an ONNX file is not" in text for text in reporter.warnings)
+
+
 def test_without_metadata_nothing_is_told(two: Any, seen: Any, tmp_path: Path) -> None:
     made = run_fit(two[0], two[1], tmp_path / "m.geopeft")
     predict_to(tmp_path, two[0][0])
@@ -200,7 +221,7 @@ def test_the_date_changes_the_map_only_with_metadata(metadata: bool, tmp_path: P
     summer = scene(tmp_path / "a_20240715.tif")
     run_fit([winter], draw(tmp_path / "labels.gpkg"), tmp_path / "m.geopeft", metadata=metadata)
     one, other = (features_of(tmp_path / "m.geopeft", raster, Reporter()) for raster in (winter, summer))
-    assert (np.abs(one - other).max() > 1e-5) is metadata
+    assert bool(np.abs(one - other).max() > 1e-5) is metadata
 
 
 def test_a_raster_without_a_date_is_told_and_mapped_without_it(tmp_path: Path, seen: Any) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import rasterio
 from geopeft import writing
-from geopeft.errors import OutputError
+from geopeft.errors import DeviceError, OutputError
 from rasterio.windows import Window
 
 PROFILE = {
@@ -115,3 +115,16 @@ def test_permission_is_told_by_its_own_code(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(OutputError) as caught:
         writing.check_target(tmp_path / "a.tif")
     assert caught.value.code == "NO_PERMISSION"
+
+
+@pytest.mark.fault("P19")
+def test_a_file_that_memory_is_missing_for_is_told_as_missing_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr("geopeft.writing.os.fsync", fail)
+    with pytest.raises(DeviceError) as error:
+        writing.write_bytes(tmp_path / "f", b"x")
+    assert error.value.code == "OUT_OF_MEMORY" and not list(tmp_path.iterdir())

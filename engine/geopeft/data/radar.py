@@ -64,7 +64,7 @@ def radar_sentence(
         if not is_radar(band):
             continue
         if band.index in power:
-            what = "by their values linear power, are converted to decibels"
+            what = "are linear power by their values and converted to decibels"
         elif is_decibel(float(lowest), float(highest)):
             what = "are decibels by their values and used as they are"
         else:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -12,6 +14,11 @@ from geopeft.data.decimated import decimate, open_decimated
 from geopeft.data.normalize import Radiometry, assume_radiometry
 from geopeft.data.radar import FLOOR_DB
 from geopeft.data.raster import BandStatistics, RasterInfo, band_statistics, describe, open_raster
+from geopeft.errors import PackageError
+from geopeft.events import Reporter
+from geopeft.mapper import Mapper
+from geopeft.models.spec import InputBand
+from geopeft.prepare import pooled_units
 from rasterio.windows import Window
 
 MakeRaster = Callable[..., Path]
@@ -138,9 +145,30 @@ def test_optical_and_radar_bands_of_one_raster_keep_their_own_units(make_raster:
     assert [radiometry.is_about(band) for band in info.bands] == [True] * 3 + [False] * 2
 
 
+def test_a_second_raster_of_other_reflectance_units_leaves_radar_alone(make_raster: MakeRaster) -> None:
+    optical = np.random.default_rng(1).uniform(0.02, 0.4, (3, 64, 64)).astype(np.float32)
+    names = ["B02", "B03", "B04", "VV", "VH"]
+    stacks = [np.concatenate([optical * scale, backscatter()]) for scale in (1e4, 1)]
+    infos = [described(make_raster, stack, names, name=f"{at}.tif") for at, stack in enumerate(stacks)]
+    _, _, units = pooled_units(infos, [info.bands for info in infos], "auto", Reporter())
+    np.testing.assert_allclose(units[1][0], [1e4, 1e4, 1e4, 1, 1])
+
+
+def test_a_model_that_was_not_made_for_decibels_refuses_linear_power(make_raster: MakeRaster) -> None:
+    info = described(make_raster, power(backscatter()), ["VV", "VH"])
+
+    def bands_of(unit: Literal["", "decibel"]) -> tuple[Band, ...]:
+        bands = tuple(InputBand(name=name, common=name.lower(), unit=unit) for name in ("VH", "VV"))
+        model: Any = SimpleNamespace(manifest=SimpleNamespace(spec=SimpleNamespace(bands=bands)))
+        return Mapper.bands_of(model, info, ())
+
+    assert [band.index for band in bands_of("decibel")] == [2, 1]
+    with pytest.raises(PackageError, match="radar power") as error:
+        bands_of("")
+    assert error.value.code == "RADIOMETRY_DIFFERS"
+
+
 def test_real_decibels_of_sentinel_1_are_recognised(shared: Path) -> None:
-    for name, power_bands in (("sen1floods11_spain/train_west/s1.tif", ()),):
-        info = describe(str(shared / "data" / name))
-        radiometry, _ = judged(info)
-        assert [band.common for band in info.bands] == ["vv", "vh"]
-        assert info.power == power_bands and radiometry.decibels == (1, 2)
+    info = describe(str(shared / "data" / "sen1floods11_spain" / "train_west" / "s1.tif"))
+    assert [band.common for band in info.bands] == ["vv", "vh"]
+    assert info.power == () and judged(info)[0].decibels == (1, 2)

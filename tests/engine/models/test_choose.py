@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -163,3 +164,40 @@ def test_values_of_another_kind_are_matched_by_the_rasters_own_statistics() -> N
     for value, expected in ((90, 0.5), (130, 1.0), (50, 0.0)):
         canonical = value * bands[0].scale + bands[0].offset
         assert canonical * bands[0].backbone_scale + bands[0].backbone_offset == pytest.approx(expected)
+
+
+RADAR = (Band(1, "VV", None, "vv"), Band(2, "VH", None, "vh"))
+BOTH = (*RADAR, *(replace(band, index=band.index + 2) for band in SIX))
+
+
+def test_radar_in_decibels_reaches_the_backbone_by_the_cards_statistics_and_other_units_by_the_rasters_own() -> None:
+    card = BACKBONES["terramind_v1_tiny"]
+    matched = match_or_refuse(card, BOTH, ordered=False)
+    decibels = Radiometry("reflectance", 1.0, 0.0, "", decibels=(1,))
+    bands, sentence = input_bands(card, matched, BOTH, statistics(5, 2, 8), decibels)
+    assert [(band.backbone_band, band.unit) for band in bands[:3]] == [("VV", "decibel"), ("VH", ""), ("B02", "")]
+    assert sentence.startswith("The backbone expects decibels;")
+    vv, vh, blue = bands[:3]
+    assert -12.599 * vv.backbone_scale + vv.backbone_offset == pytest.approx(0, abs=1e-6)
+    assert vv.backbone_scale == pytest.approx(1 / 5.195)
+    assert 5 * vh.backbone_scale + vh.backbone_offset == pytest.approx(0, abs=1e-6)
+    assert blue.backbone_scale == pytest.approx(10_000 / 2141.107)
+
+
+def test_radar_alone_is_enough_for_a_backbone_that_takes_it_only() -> None:
+    assert set(match_or_refuse(BACKBONES["terramind_v1_tiny"], RADAR[:1], ordered=False)) == {"VV"}
+    with pytest.raises(BandError):
+        match_or_refuse(BACKBONES["galileo_nano"], RADAR, ordered=False)
+
+
+def test_radar_gets_terramind_where_the_users_folder_has_it(tmp_path: Path) -> None:
+    assert choose(RADAR, 10, tmp_path)[0] == "scratch_unet"
+    (tmp_path / "TerraMind_v1_small.pt").touch()
+    name, sentence = choose(RADAR, 10, tmp_path)
+    assert name == "terramind_v1_small" and "0 optical bands and 2 of radar" in sentence
+    assert choose(BOTH, 10, tmp_path)[0] == "terramind_v1_small"
+    assert choose(SIX, 10, tmp_path)[0] == "geopeft_small"
+
+
+def test_polarisations_do_not_count_as_known_optical_bands(shared: Path) -> None:
+    assert choose((*RGB, Band(4, "VV", None, "vv")), 10, shared / "weights")[0] == "tf_efficientnet_lite0"
