@@ -4,7 +4,8 @@
                          [--merge]
 
 Finished runs are kept in OUT/study_SET.csv, so that a stopped sweep goes on where it was. --merge runs nothing: it
-joins the sets' tables as OUT/study.csv and writes OUT/study.md. Each set has its page, OUT/study_SET.html.
+joins the sets' tables as OUT/study.csv and writes OUT/study.md and OUT/study.png. Each set has its page,
+OUT/study_SET.html.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import _dots  # type: ignore[import-not-found]
 import _sets  # type: ignore[import-not-found]
 
 SEARCH_STEPS = 20
@@ -89,14 +91,18 @@ def run(task: Task, shared: Path, options: argparse.Namespace) -> None:
 def write(out: Path) -> str:
     """Joins the tables of the sets, and gives what they say as Markdown."""
     rows: list[dict[str, Any]] = []
-    sections = []
+    sections, panels = [], {}
     for task in TASKS:
         table, figures = (out / f"study_{task.labelled}{suffix}" for suffix in (".csv", ".json"))
         rows += [{"set": task.labelled, **row} for row in _sets.read_rows(table)]
         if figures.exists():
-            sections.append(_section(task, json.loads(figures.read_text(encoding="utf-8"))))
+            found = json.loads(figures.read_text(encoding="utf-8"))
+            sections.append(_section(task, found))
+            panels[f"{task.labelled}, {task.backbone}: mIoU, %"] = _panel(found)
     if rows:
         _sets.write_rows(out / "study.csv", rows, list(rows[0]))
+    if panels:
+        _dots.draw(panels, KINDS, out / "study.png")
     text = "\n".join([HEAD, *sections])
     (out / "study.md").write_text(text, encoding="utf-8")
     return text
@@ -115,7 +121,23 @@ def _section(task: Task, found: dict[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
+def _panel(found: dict[str, Any]) -> dict[str, list[tuple[float, float]]]:
+    """Method -> mean and deviation in percent, in the region and in the unseen one; of those that have both."""
+    return {
+        _short(one["method"]): [(100 * one[name]["mean"], 100 * (one[name]["sd"] or 0)) for name in ACCURACIES]
+        for one in found["methods"]
+        if all(one[name]["mean"] is not None for name in ACCURACIES)
+    }
+
+
+def _short(method: str) -> str:
+    """The name of a method without the decoder and the backbone that all of a set share."""
+    parts = [part for part in method.split(" · ") if part != "unet"]
+    return parts[0] if len(parts) == 1 or parts[0] == "scratch_unet" else parts[-1]
+
+
 ACCURACIES = ("in_region", "unseen")
+KINDS = (("in the region", (47, 94, 158)), ("unseen region", (214, 106, 34)))
 NUMBERS = {"trainable": 0, "total": 0, "step_cpu_s": 3, "training_mb": 0, "seconds": 0}
 
 
