@@ -23,7 +23,10 @@ ROWS = (
         gsd_m=(10.0, 1000.0),
         parameters_m=112.9,
         weights=WeightsSource(
-            file=_FILE, repo="torchgeo/copernicus-fm", revision="f395812cc990ba25a451dbb9c9e6d95c8482947e", path=_FILE  # pragma: allowlist secret
+            file=_FILE,
+            repo="torchgeo/copernicus-fm",
+            revision="f395812cc990ba25a451dbb9c9e6d95c8482947e",  # pragma: allowlist secret
+            path=_FILE,
         ),
         adapters=TRANSFORMER_ADAPTERS,
         options={"dim": 768, "depth": 12, "heads": 12, "patch_size_px": 16},

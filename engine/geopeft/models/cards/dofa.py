@@ -22,7 +22,10 @@ def _dofa(size: str, dim: int, depth: int, heads: int, parameters_m: float, file
         gsd_m=(1.0, 30.0),
         parameters_m=parameters_m,
         weights=WeightsSource(
-            file=file, repo="torchgeo/dofa", revision="b8db318b64a90b9e085ec04ba8851233c5893666", path=file  # pragma: allowlist secret
+            file=file,
+            repo="torchgeo/dofa",
+            revision="b8db318b64a90b9e085ec04ba8851233c5893666",  # pragma: allowlist secret
+            path=file,
         ),
         adapters=TRANSFORMER_ADAPTERS,
         options={"dim": dim, "depth": depth, "heads": heads, "patch_size_px": 16},
