@@ -78,10 +78,9 @@ class AreaAlgorithm(EngineAlgorithm):
 
     def choices(self, parameters: dict[str, Any], context: QgsProcessingContext) -> dict[str, Any]:
         """How the labels are read, and what is written."""
-        others = self.parameterAsString(parameters, "OTHER_CLASSES", context)
         return {
             "class_field": self.parameterAsString(parameters, "CLASS_FIELD", context) or "class",
-            "other_classes": [part.strip() for part in others.split(",") if part.strip()],
+            "other_classes": self._parts(parameters, "OTHER_CLASSES", context),
             "out": self.parameterAsFileOutput(parameters, "TABLE", context),
             "json_file": self.parameterAsFileOutput(parameters, "FIGURES", context),
         }

@@ -198,12 +198,13 @@ class EngineAlgorithm(NamedAlgorithm):
         """How labels and rasters are read: the background class, the bands, and the width of lines and points."""
         return {
             "background": self.parameterAsString(parameters, "BACKGROUND", context).strip(),
-            "bands": self._band_names(parameters, context),
+            "bands": self._parts(parameters, "BANDS", context),
             "line_width_px": self.parameterAsDouble(parameters, "LINE_WIDTH", context),
         }
 
-    def _band_names(self, parameters: dict[str, Any], context: QgsProcessingContext) -> list[str]:
-        text = self.parameterAsString(parameters, "BANDS", context)
+    def _parts(self, parameters: dict[str, Any], name: str, context: QgsProcessingContext) -> list[str]:
+        """What a text names, between its commas."""
+        text = self.parameterAsString(parameters, name, context)
         return [part.strip() for part in text.split(",") if part.strip()]
 
     def add_advanced(self, parameter: QgsProcessingParameterDefinition) -> None:
@@ -248,10 +249,10 @@ class EngineAlgorithm(NamedAlgorithm):
         title = self.tr("I accept the licence of the weights, where it limits their use")
         self.add_advanced(QgsProcessingParameterBoolean("ACCEPT_LICENCE", title, False))
 
-    def add_whole_number(self, name: str, title: str, default: int, maximum: int) -> None:
-        """A whole number from 0."""
+    def add_whole_number(self, name: str, title: str, default: int, maximum: int, minimum: int = 0) -> None:
+        """A whole number."""
         kind = QgsProcessingParameterNumber.Type.Integer
-        self.add_advanced(QgsProcessingParameterNumber(name, title, kind, default, minValue=0, maxValue=maximum))
+        self.add_advanced(QgsProcessingParameterNumber(name, title, kind, default, minValue=minimum, maxValue=maximum))
 
     def add_figures(self, by_default: bool = False) -> None:
         """A JSON file with the figures.

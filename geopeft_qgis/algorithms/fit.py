@@ -80,6 +80,7 @@ class FitAlgorithm(EngineAlgorithm):
         self.add_choice("ADAPTER", self.tr("Adapter"), adapters, adapters[0])
         self.add_choice("DECODER", self.tr("Decoder"), decoders, decoders[0])
         self.add_choice("DECODER_SIZE", self.tr("Width of the decoder"), DECODER_SIZES, DECODER_SIZES[0])
+        self._add_strength()
         metadata = self.tr("Tell the backbone when and where the raster was taken")
         self.add_advanced(QgsProcessingParameterBoolean("METADATA", metadata, False))
         self.add_licence()
@@ -102,6 +103,20 @@ class FitAlgorithm(EngineAlgorithm):
             ("MIOU_HIGH", self.tr("mIoU, upper end of the 95 % interval")),
         ):
             self.addOutput(QgsProcessingOutputNumber(name, title))
+
+    def _add_strength(self) -> None:
+        """How strongly and where an adapter acts."""
+        real = QgsProcessingParameterNumber.Type.Double
+        self.add_whole_number("RANK", self.tr("Rank of low-rank adapters"), 16, 256, minimum=1)
+        alpha = self.tr("Strength of low-rank adapters (alpha; 0: as the rank)")
+        self.add_advanced(QgsProcessingParameterNumber("ALPHA", alpha, real, 0.0, minValue=0.0, maxValue=10_000.0))
+        targets = self.tr("Layers to adapt, by the ends of their names, with commas (empty: the usual ones)")
+        self.add_text("TARGETS", targets, advanced=True)
+        self.add_whole_number("LAST_BLOCKS", self.tr("Adapt only so many last blocks (0: all)"), 0, 1000)
+        tokens = self.tr("Tokens in front of each block (for the adapter vpt)")
+        self.add_whole_number("PROMPT_TOKENS", tokens, 100, 1000, minimum=1)
+        rate = self.tr("Factor of the usual learning rates")
+        self.add_advanced(QgsProcessingParameterNumber("RATE", rate, real, 1.0, minValue=0.001, maxValue=1000.0))
 
     def inputs(self, parameters: dict[str, Any], context: QgsProcessingContext, folder: Path) -> dict[str, Any]:
         """Rasters, labels and the area, as files."""
@@ -132,6 +147,12 @@ class FitAlgorithm(EngineAlgorithm):
             "adapter": self.parameterAsEnumString(parameters, "ADAPTER", context),
             "decoder": self.parameterAsEnumString(parameters, "DECODER", context),
             "decoder_size": self.parameterAsEnumString(parameters, "DECODER_SIZE", context),
+            "rank": self.parameterAsInt(parameters, "RANK", context),
+            "alpha": self.parameterAsDouble(parameters, "ALPHA", context) or None,
+            "targets": self._parts(parameters, "TARGETS", context),
+            "last_blocks": self.parameterAsInt(parameters, "LAST_BLOCKS", context),
+            "prompt_tokens": self.parameterAsInt(parameters, "PROMPT_TOKENS", context),
+            "rate": self.parameterAsDouble(parameters, "RATE", context),
             "metadata": self.parameterAsBool(parameters, "METADATA", context),
             "accept_licence": self.parameterAsBool(parameters, "ACCEPT_LICENCE", context),
             **self._reading_fields(parameters, context),

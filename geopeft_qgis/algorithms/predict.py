@@ -101,7 +101,7 @@ class PredictAlgorithm(EngineAlgorithm):
             "out": self._map,
             **{name.lower(): bool(parameters.get(name)) for name in BESIDE},
             "unknown_below": self.parameterAsDouble(parameters, "UNKNOWN_BELOW", context),
-            "bands": self._band_names(parameters, context),
+            "bands": self._parts(parameters, "BANDS", context),
             **self._device_fields(parameters, context),
         }
 

@@ -144,7 +144,7 @@ class PredictManyAlgorithm(EngineAlgorithm):
             "out": out,
             **{name.lower(): self.parameterAsBoolean(parameters, name, context) for name in BESIDE},
             "unknown_below": self.parameterAsDouble(parameters, "UNKNOWN_BELOW", context),
-            "bands": self._band_names(parameters, context),
+            "bands": self._parts(parameters, "BANDS", context),
             **self._device_fields(parameters, context),
         }
 

@@ -69,15 +69,14 @@ class PretrainAlgorithm(EngineAlgorithm):
 
     def choices(self, parameters: dict[str, Any], context: QgsProcessingContext) -> dict[str, Any]:
         """How to train, and where the backbone goes."""
-        teachers = self.parameterAsString(parameters, "TEACHER", context)
         return {
             "out": self.parameterAsFileOutput(parameters, "OUTPUT", context),
             "json_file": self.parameterAsFileOutput(parameters, "FIGURES", context),
             "backbone": self.parameterAsString(parameters, "BACKBONE", context).strip() or "geopeft_small",
             "start": self.parameterAsString(parameters, "START", context).strip() or "published",
             "adapter": self.parameterAsEnumString(parameters, "ADAPTER", context),
-            "teacher": [name.strip() for name in teachers.split(",") if name.strip()],
-            "bands": self._band_names(parameters, context),
+            "teacher": self._parts(parameters, "TEACHER", context),
+            "bands": self._parts(parameters, "BANDS", context),
             "accept_licence": self.parameterAsBool(parameters, "ACCEPT_LICENCE", context),
             "max_minutes": self.parameterAsDouble(parameters, "MAX_MINUTES", context),
             "seed": self.parameterAsInt(parameters, "SEED", context),

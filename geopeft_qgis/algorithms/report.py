@@ -86,7 +86,7 @@ class ReportAlgorithm(EngineAlgorithm):
             "model": self.parameterAsFile(parameters, "MODEL", context),
             "out": self.parameterAsFileOutput(parameters, "REPORT", context),
             "figures": self.parameterAsFile(parameters, "OTHER_FIGURES", context),
-            "bands": self._band_names(parameters, context),
+            "bands": self._parts(parameters, "BANDS", context),
             "line_width_px": self.parameterAsDouble(parameters, "LINE_WIDTH", context),
             **self._device_fields(parameters, context),
         }

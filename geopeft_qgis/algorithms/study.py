@@ -132,10 +132,6 @@ class StudyAlgorithm(EngineAlgorithm):
         files = {"TABLE": outputs["table"], "PAGE": outputs["report"], "FIGURES": job["json_file"] or None}
         return {**files, **counts}
 
-    def _parts(self, parameters: dict[str, Any], name: str, context: QgsProcessingContext) -> list[str]:
-        text = self.parameterAsString(parameters, name, context)
-        return [part.strip() for part in text.split(",") if part.strip()]
-
     def _numbers(self, parameters: dict[str, Any], name: str, context: QgsProcessingContext) -> list[float]:
         parts = self._parts(parameters, name, context)
         try:

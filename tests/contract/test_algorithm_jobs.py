@@ -21,7 +21,15 @@ from qgis_session import (  # noqa: E402, F401
 )
 
 SCHEMA = json.loads((ROOT / "resources" / "schema" / "job.json").read_text(encoding="utf-8"))
-TYPES = {"string": str, "boolean": bool, "integer": int, "number": (int, float), "array": list, "object": dict}
+TYPES = {
+    "null": type(None),
+    "string": str,
+    "boolean": bool,
+    "integer": int,
+    "number": (int, float),
+    "array": list,
+    "object": dict,
+}
 NOTES = {"title", "description", "default", "positional", "discriminator", "$defs"}
 
 
@@ -64,6 +72,11 @@ def _ref(value, wanted, where, schema):
     yield from faults(value, SCHEMA["$defs"][wanted.rsplit("/", 1)[1]], where)
 
 
+def _any_of(value, wanted, where, schema):
+    tried = [list(faults(value, one, where)) for one in wanted]
+    yield from () if any(not found for found in tried) else tried[0]
+
+
 def _one_of(value, wanted, where, schema):
     kind = schema["discriminator"]["mapping"].get(value.get(schema["discriminator"]["propertyName"]))
     yield from faults(value, {"$ref": kind}, where) if kind else [f"{where}: no such job"]
@@ -83,6 +96,7 @@ CHECKS = {
     "additionalProperties": _additional,
     "items": _items,
     "$ref": _ref,
+    "anyOf": _any_of,
     "oneOf": _one_of,
     "required": lambda v, names, where, _: (f"{where}: {n} is missing" for n in names if n not in v),
     "const": _rule(lambda v, wanted: v == wanted),
@@ -90,6 +104,8 @@ CHECKS = {
     "pattern": _rule(lambda v, wanted: re.search(wanted, v)),
     "minItems": _rule(lambda v, wanted: len(v) >= wanted),
     "maxItems": _rule(lambda v, wanted: len(v) <= wanted),
+    "minLength": _rule(lambda v, wanted: len(v) >= wanted),
+    "maxLength": _rule(lambda v, wanted: len(v) <= wanted),
     "minimum": _rule(lambda v, wanted: v >= wanted),
     "maximum": _rule(lambda v, wanted: v <= wanted),
     "exclusiveMinimum": _rule(lambda v, wanted: v > wanted),
@@ -144,6 +160,12 @@ def test_fit_with_everything(job, raster_layer, label_layer, tmp_path):  # noqa:
         "MAX_MINUTES": "1.5",
         "SEED": "7",
         "STEPS": 30,
+        "RANK": 4,
+        "ALPHA": "8",
+        "TARGETS": "q, v",
+        "LAST_BLOCKS": 2,
+        "PROMPT_TOKENS": 10,
+        "RATE": 0.5,
         "DEVICE": "cpu",
         "WEIGHTS_DIR": str(tmp_path),
         "MODEL": str(tmp_path / "o.geopeft"),
@@ -156,6 +178,8 @@ def test_fit_with_everything(job, raster_layer, label_layer, tmp_path):  # noqa:
     assert made["bands"] == ["red", "green", "4"] and len(made["rasters"]) == 2
     assert (made["max_minutes"], made["seed"], made["steps"], made["line_width_px"]) == (1.5, 7, 30, 2.5)
     assert (made["adapter"], made["decoder"], made["device"]) == ("frozen", "linear", "cpu")
+    assert (made["rank"], made["alpha"], made["targets"], made["rate"]) == (4, 8, ["q", "v"], 0.5)
+    assert (made["last_blocks"], made["prompt_tokens"]) == (2, 10)
     for field in ("labels", "validation_labels", "area"):
         path, layer = made[field].rsplit(":", 1)
         assert Path(path).is_file() and Path(path).stem == layer
@@ -166,6 +190,7 @@ def test_fit_from_a_label_raster(job, raster_layer, tmp_path):  # noqa: F811
     made = job("fit", parameters)
     assert list(faults(made, SCHEMA)) == []
     assert made["labels"] == raster_layer.source()
+    assert (made["alpha"], made["targets"], made["rank"], made["prompt_tokens"]) == (None, [], 16, 100)
 
 
 @pytest.mark.parametrize("wants_all", [False, True])
