@@ -15,8 +15,7 @@ from geopeft.errors import unknown_name
 WEIGHT_ADAPTERS = (
     "frozen", "lora", "rslora", "dora", "pissa", "ia3", "bitfit", "mode", "mpo", "ssl", "ssb", "full",
 )  # fmt: skip
-PROMPTED_ADAPTERS = (*WEIGHT_ADAPTERS, "vpt")
-TRANSFORMER_ADAPTERS = (*PROMPTED_ADAPTERS, "vit-adapter")
+TRANSFORMER_ADAPTERS = (*WEIGHT_ADAPTERS, "vpt", "vit-adapter")
 
 
 # Sentinel-1's C band, 5.405 GHz, as a wavelength.

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from geopeft.models.adapters.deformable import DeformableAttention, Grid, cell_centres
 from geopeft.models.backbones.backbone import Scene
-from geopeft.models.backbones.transformer import SideNetwork, VitBackbone
+from geopeft.models.backbones.transformer import SideNetwork, Transformer
 from geopeft.models.sizes import pad_to_multiple, resize
 
 PRIOR_CHANNELS = 64
@@ -103,7 +103,7 @@ class InteractionNetwork(SideNetwork):
         self.norms = nn.ModuleList([nn.BatchNorm2d(dim) for _ in range(4)])
         self._start()
 
-    def forward(self, backbone: VitBackbone, x: Tensor, gsd_m: float, scene: Scene | None) -> list[Tensor]:
+    def forward(self, backbone: Transformer, x: Tensor, gsd_m: float, scene: Scene | None) -> list[Tensor]:
         patch = backbone.patch_px
         x = pad_to_multiple(x, 2 * patch)
         rows, cols = x.shape[-2] // patch, x.shape[-1] // patch
@@ -123,7 +123,7 @@ class InteractionNetwork(SideNetwork):
         ]
 
     def _interact(
-        self, backbone: VitBackbone, tokens: Tensor, coarser: Sequence[Tensor], grids: Sequence[Grid]
+        self, backbone: Transformer, tokens: Tensor, coarser: Sequence[Tensor], grids: Sequence[Grid]
     ) -> tuple[list[Tensor], Tensor]:
         """The transformer's map after each group of blocks, and the three grids (B, sum of h * w, D) at the end."""
         spatial = torch.cat([m.flatten(2).transpose(1, 2) + self.levels[i] for i, m in enumerate(coarser)], dim=1)

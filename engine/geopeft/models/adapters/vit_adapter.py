@@ -13,6 +13,7 @@ from geopeft.errors import JobError
 from geopeft.models.adapters.adapter import State, require_fit
 from geopeft.models.adapters.interactions import GROUPS, InteractionNetwork
 from geopeft.models.backbones.backbone import Backbone
+from geopeft.models.backbones.timm_backbone import TimmBackbone, plain_transformer
 from geopeft.models.backbones.transformer import VitBackbone
 from geopeft.models.spec import ModelSpec
 
@@ -28,12 +29,12 @@ class VitAdapter:
     stores_backbone = False
 
     def apply(self, backbone: Backbone, spec: ModelSpec) -> None:
-        plain = _suitable(backbone, spec)
-        plain.requires_grad_(False)
-        side = InteractionNetwork(plain.in_channels, plain.dim, plain.patch_px)
-        plain.side = side
-        plain.unsettled = [module for module in side.modules() if isinstance(module, nn.BatchNorm2d)]
-        plain.out_channels, plain.strides = [plain.dim] * len(side.strides), side.strides
+        carrier, dim, patch_px = _suitable(backbone, spec)
+        carrier.requires_grad_(False)
+        side = InteractionNetwork(carrier.in_channels, dim, patch_px)
+        carrier.side = side
+        carrier.unsettled = [module for module in side.modules() if isinstance(module, nn.BatchNorm2d)]
+        carrier.out_channels, carrier.strides = [dim] * len(side.strides), side.strides
 
     def state(self, backbone: Backbone) -> State:
         return _side(backbone).state_dict()
@@ -47,16 +48,21 @@ class VitAdapter:
         self.load(backbone, state)
 
 
-def _suitable(backbone: Backbone, spec: ModelSpec) -> VitBackbone:
-    """The backbone, if it is a transformer with blocks for each interaction and one row of channels; else JobError."""
+def _suitable(backbone: Backbone, spec: ModelSpec) -> tuple[VitBackbone | TimmBackbone, int, int]:
+    """The backbone, its channels and its patch in pixels, if it is a transformer with blocks for each interaction and
+    one row of channels; else JobError."""
     if isinstance(backbone, VitBackbone) and len(backbone.taps) == GROUPS:
         if backbone.out_channels[0] == backbone.dim:
-            return backbone
+            return backbone, backbone.dim, backbone.patch_px
         raise JobError(
             f"A ViT-Adapter takes one date of {spec.backbone}, whose maps keep the dates apart.",
             "Give one date, or choose the adapter 'lora', 'vpt', 'full' or 'frozen'.",
             "ADAPTER_UNSUITABLE",
         )
+    if isinstance(backbone, TimmBackbone) and len(backbone.taps) == GROUPS:
+        net = plain_transformer(backbone)
+        if net is not None:
+            return backbone, int(net.embed_dim), int(net.patch_embed.patch_size[0])
     raise JobError(
         f"A ViT-Adapter needs a plain transformer of {GROUPS} blocks or more, which {spec.backbone} is not.",
         "Choose the adapter 'lora', 'full' or 'frozen', or another backbone.",

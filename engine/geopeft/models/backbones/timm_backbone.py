@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from geopeft.errors import JobError, WeightsError
 from geopeft.models.backbones.backbone import Backbone, Scene, load_exactly
+from geopeft.models.backbones.transformer import SideNetwork, token_grid
 from geopeft.models.cards.timm import rgb_bands
-from geopeft.models.registry import PROMPTED_ADAPTERS, WEIGHT_ADAPTERS, BackboneCard, WeightsSource
+from geopeft.models.registry import TRANSFORMER_ADAPTERS, WEIGHT_ADAPTERS, BackboneCard, WeightsSource
 from geopeft.models.sizes import crop_map, pad_to_multiple
 
 LORA_LINEARS = ("q", "v", "q_proj", "v_proj", "fc1", "fc2", "fc1_g", "fc1_x")
@@ -45,7 +46,7 @@ def card(name: str) -> BackboneCard | list[str] | None:
         gsd_m=None,
         parameters_m=0.0,
         weights=WeightsSource(file=f"{name}.safetensors", repo=config.hf_hub_id or "", path="model.safetensors"),
-        adapters=PROMPTED_ADAPTERS if is_model_in_modules(name, PLAIN_TRANSFORMERS) else WEIGHT_ADAPTERS,
+        adapters=TRANSFORMER_ADAPTERS if is_model_in_modules(name, PLAIN_TRANSFORMERS) else WEIGHT_ADAPTERS,
     )
 
 
@@ -123,6 +124,7 @@ class TimmBackbone(Backbone):
         self.strides = [maps[i][1] for i in self.taps]
         self.net.prune_intermediate_layers(self.taps, prune_norm=self.pyramid, prune_head=True)
         self._split = _split_qkv(self.net)
+        self.side: SideNetwork | None = None
         self.adapter_targets = lora_targets(self)
 
     def load_weights(self, state: Mapping[str, Tensor]) -> None:
@@ -148,6 +150,10 @@ class TimmBackbone(Backbone):
 
     def forward(self, x: Tensor, gsd_m: float = 10.0, scene: Scene | None = None) -> list[Tensor]:
         height, width = x.shape[-2:]
+        if self.side is not None:
+            plain = PlainTransformer(self.net, self.taps)
+            seen = self.side(plain, pad_to_multiple(x[:, self._order], plain.patch_px), gsd_m, scene)
+            return [crop_map(m, height, width, s) for m, s in zip(seen, self.strides, strict=True)]
         x = pad_to_multiple(x[:, self._order], max(self.strides))
         maps = self.net.forward_intermediates(x, indices=self.taps, norm=not self.pyramid, intermediates_only=True)
         return [crop_map(m, height, width, s) for m, s in zip(maps, self.strides, strict=True)]
@@ -166,6 +172,40 @@ class TimmBackbone(Backbone):
                 "WEIGHTS_KEYS",
             )
         return {own: tensor for (own, _), (_, tensor) in pairs}
+
+
+class PlainTransformer:
+    """timm's plain transformer as a side network sees one (`transformer.Transformer`).
+
+    Args:
+        net: whose blocks take nothing but tokens.
+        taps: indices of the blocks after which there is a map.
+    """
+
+    def __init__(self, net: Any, taps: list[int]) -> None:
+        self._net = net
+        self.taps = taps
+        self.patch_px = int(net.patch_embed.patch_size[0])
+        self.prefix = int(net.num_prefix_tokens)
+
+    @property
+    def blocks(self) -> Sequence[Callable[[Tensor], Tensor]]:
+        """(B, N, D) -> (B, N, D) each."""
+        blocks: Sequence[Callable[[Tensor], Tensor]] = self._net.blocks
+        return blocks
+
+    def embed(self, x: Tensor, gsd_m: float, scene: Scene | None) -> Tensor:
+        """x (B, C, H, W), whole patches -> (B, prefix + N, D); neither pixel size nor scene is asked for."""
+        tokens: Tensor = self._net.norm_pre(self._net._pos_embed(self._net.patch_embed(x)))
+        return tokens
+
+    def to_map(self, tokens: Tensor, rows: int, cols: int) -> Tensor:
+        """(B, N, D) -> (B, D, rows, cols)."""
+        return token_grid(tokens, rows, cols)
+
+    def spread(self, update: Tensor, tokens: int) -> Tensor:
+        """A token for each patch already."""
+        return update
 
 
 class SplitQkv(nn.Module):

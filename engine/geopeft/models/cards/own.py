@@ -1,4 +1,4 @@
-"""Networks of our own: the model in the box, and the small U-Net without pretrained weights."""
+"""Networks of our own: the model in the box, and two without pretrained weights, a small U-Net and a student."""
 
 from __future__ import annotations
 
@@ -41,5 +41,22 @@ ROWS = (
         parameters_m=0.64,
         weights=WeightsSource(),
         adapters=("full",),
+    ),
+    BackboneCard(
+        name="student",
+        title="A small, fast network without pretrained weights: what `distil` teaches, every input band",
+        builder="geopeft.models.backbones.student:build",
+        licence="GPL-2.0-or-later",
+        paper="https://arxiv.org/abs/1503.02531",
+        bands=(),
+        unit="display",
+        normalize="zscore",
+        patch_size_px=16,
+        chip_size_px=128,
+        gsd_m=None,
+        parameters_m=1.47,
+        weights=WeightsSource(),
+        adapters=("full",),
+        options={"widths": (32, 48, 96, 160), "blocks": (1, 1, 2)},
     ),
 )

@@ -6,8 +6,8 @@ from __future__ import annotations
 from typing import Any
 
 from geopeft.models.registry import (
-    PROMPTED_ADAPTERS,
     SAR_UM,
+    TRANSFORMER_ADAPTERS,
     WEIGHT_ADAPTERS,
     BackboneCard,
     CardBand,
@@ -62,7 +62,7 @@ def _sentinel2(
         gsd_m=(5.0, 40.0),
         parameters_m=parameters_m,
         weights=WeightsSource(file=file, repo=repo, revision=revision, path=file),
-        adapters=PROMPTED_ADAPTERS if transformer else WEIGHT_ADAPTERS,
+        adapters=TRANSFORMER_ADAPTERS if transformer else WEIGHT_ADAPTERS,
         options=options,
     )
 

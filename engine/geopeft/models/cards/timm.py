@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from geopeft.models.registry import PROMPTED_ADAPTERS, BackboneCard, CardBand, WeightsSource
+from geopeft.models.registry import TRANSFORMER_ADAPTERS, BackboneCard, CardBand, WeightsSource
 
 
 def rgb_bands(mean: Sequence[float], std: Sequence[float]) -> tuple[CardBand, ...]:
@@ -55,7 +55,7 @@ ROWS = (
             repo="timm/vit_base_patch16_224.augreg_in21k",
             path="model.safetensors",
         ),
-        adapters=PROMPTED_ADAPTERS,
+        adapters=TRANSFORMER_ADAPTERS,
     ),
     BackboneCard(
         name="vit_large_patch16_dinov3.sat493m",
