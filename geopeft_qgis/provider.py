@@ -7,7 +7,9 @@ from qgis.PyQt.QtGui import QIcon
 
 from . import settings
 from .algorithms.area import AreaAlgorithm
+from .algorithms.average import AverageAlgorithm
 from .algorithms.compare import CompareAlgorithm
+from .algorithms.distil import DistilAlgorithm
 from .algorithms.evaluate import EvaluateAlgorithm
 from .algorithms.export import ExportAlgorithm
 from .algorithms.fit import FitAlgorithm
@@ -35,7 +37,9 @@ ALGORITHMS = (
     SuspectsAlgorithm,
     SampleAlgorithm,
     AreaAlgorithm,
+    DistilAlgorithm,
     ExportAlgorithm,
+    AverageAlgorithm,
     PretrainAlgorithm,
     RenderLayerAlgorithm,
     StackAlgorithm,

@@ -1,6 +1,8 @@
 """What each test tells build.py in its report: the cases it covers (marker `fault`) and the error codes it met."""
 
 import contextlib
+import os
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +12,11 @@ _met: set[str] = set()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Notes the code of every error of engine and plugin that is made in this process."""
+    """Notes the code of every error of engine and plugin that is made in this process; no test keeps features where
+    the user's are."""
+    features = tempfile.TemporaryDirectory(prefix="features")
+    config.add_cleanup(features.cleanup)
+    os.environ["GEOPEFT_FEATURES"] = features.name
     with contextlib.suppress(ImportError):  # QGIS's Python has no engine
         from geopeft.errors import GeopeftError
 

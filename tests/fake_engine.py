@@ -300,6 +300,22 @@ def pretrain(job):
     return {"backbone": job["out"], "figures": figures}
 
 
+def distil(job):
+    figures = {**FIGURES, "agreement": {"share": 0.97}} if job.get("labels") else {"agreement": {"share": 0.97}}
+    write_package(job["out"])
+    if job.get("json_file"):
+        Path(job["json_file"]).write_text(json.dumps(figures), encoding="utf-8")
+    return {"model": job["out"], "figures": figures}
+
+
+def average(job):
+    lost = {"models": [{"model": Path(path).name} for path in job["models"]], "lost_by_cut": 0.02}
+    write_package(job["out"])
+    if job.get("json_file"):
+        Path(job["json_file"]).write_text(json.dumps(lost), encoding="utf-8")
+    return {"model": job["out"], "figures": lost}
+
+
 def preview(job):
     write_maps(job["raster"], job["out"])
     return {"class_raster": job["out"], "confidence": None, "classes": CLASSES, "factor": 1, "seconds": 0.1}
@@ -352,6 +368,8 @@ def work_on(mode, job_file, is_first_process):
 WRITERS = {
     "fit": fit,
     "pretrain": pretrain,
+    "distil": distil,
+    "average": average,
     "predict": predict,
     "evaluate": evaluate,
     "export": export,

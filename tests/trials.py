@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -25,17 +26,21 @@ import rasterio
 import shapely
 import torch
 import torchvision  # noqa: F401
-from geopeft import __main__, checkpoint, fit, forest, holdout, package, predict, training  # noqa: F401
+from geopeft import __main__, checkpoint, fit, forest, holdout, package, predict  # noqa: F401
 from geopeft.events import TERMINAL
+from geopeft.maps import parts
+from geopeft.training import trainer
 
 SIDE, FIELD_PX = 160, 40
+# A raster of so many scenes one below the other is mapped in parts.
+SCENES_OF_TALL = 6
 LIMIT_S, HUNG = 45.0, -1000
 FIT = {"backbone": "scratch_unet", "adapter": "full", "steps": 6, "folds": 1, "baselines": [], "device": "cpu"}
-# As little work as will do, and a checkpoint at each step.
+# As little work as will do, and a checkpoint at each step; a map is kept by each row of its blocks.
 QUICK: tuple[tuple[Any, str, Any], ...] = (
-    (training, "BATCH", 1), (training, "EVALUATE_EVERY", 5), (training, "CHECKPOINT_S", 0.0),
+    (trainer, "BATCH", 1), (trainer, "EVALUATE_EVERY", 5), (trainer, "CHECKPOINT_S", 0.0),
     (checkpoint, "MOST_TIME", 1e9), (holdout, "MAX_VALIDATION_CHIPS", 3),
-    (forest, "TREES", 2), (forest, "FOLD_TREES", 1),
+    (forest, "TREES", 2), (forest, "FOLD_TREES", 1), (parts, "PART_PX", 1),
 )  # fmt: skip
 
 Harm = Callable[[int], None]
@@ -82,6 +87,8 @@ class Bench:
             "fit": taught | {"out": str(out / "m.geopeft"), "json_file": str(out / "m.json")},
             "predict": {"job": "predict", "model": model, "rasters": [scene], "out": str(out / "map.tif"),
                         "confidence": True, "polygons": True, "device": "cpu"},
+            "map": {"job": "predict", "model": model, "rasters": [str(self.inputs / "tall.tif")],
+                    "out": str(out / "map.tif"), "confidence": True, "polygons": True, "device": "cpu"},
             "export": {"job": "export", "model": model, "onnx": str(out / "m.onnx")},
             "save": {"job": "save", "model": model, "out": str(out / "copy.geopeft")},
         }  # fmt: skip
@@ -103,7 +110,10 @@ class Bench:
     def clear(self) -> None:
         """Empties the folder of the outputs."""
         for path in self.out.iterdir():
-            path.unlink()
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
     def run(self, job: dict[str, Any], harm: Harm | None = None, prepare: Callable[[], None] | None = None) -> Ended:
         """Runs a job in a fork; `prepare` is called in it, `harm` here with its process id."""
@@ -246,6 +256,10 @@ def _draw(folder: Path) -> None:
     profile = {"driver": "GTiff", "count": 4, "height": SIDE, "width": SIDE, "dtype": "uint16", "crs": "EPSG:32633"}
     with rasterio.open(folder / "scene.tif", "w", transform=affine, **profile) as raster:
         raster.write(values.clip(1).astype(np.uint16))
+        raster.descriptions = ("Blue", "Green", "Red", "NIR")
+    tall = np.tile(values.clip(1).astype(np.uint16), (1, SCENES_OF_TALL, 1))
+    with rasterio.open(folder / "tall.tif", "w", transform=affine, **profile | {"height": tall.shape[1]}) as raster:
+        raster.write(tall)
         raster.descriptions = ("Blue", "Green", "Red", "NIR")
     fields = [(row, col) for row in range(SIDE // FIELD_PX) for col in range(SIDE // FIELD_PX)]
     corners = [(500_000 + 10 * (FIELD_PX * col + 12), 5_000_000 - 10 * (FIELD_PX * row + 12)) for row, col in fields]

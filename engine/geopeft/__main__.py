@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from geopeft import PROTOCOL, __version__
-from geopeft.errors import Canceled, GeopeftError, has_memory, is_out_of_memory, out_of_memory
+from geopeft.errors import Canceled, GeopeftError, JobError, has_memory, is_out_of_memory, out_of_memory
 from geopeft.events import Reporter, terminal_reporter
 from geopeft.holding import hold
 from geopeft.job import JOB_TYPES, AnyJob, Job, load, parse
@@ -29,8 +29,10 @@ from geopeft.job import JOB_TYPES, AnyJob, Job, load, parse
 JOBS = {
     "fit": "geopeft.fit",
     "pretrain": "geopeft.pretrain",
+    "distil": "geopeft.distil.distil",
     "predict": "geopeft.predict",
     "preview": "geopeft.preview",
+    "average": "geopeft.averaging.average",
     "evaluate": "geopeft.evaluate",
     "suspects": "geopeft.advice.suspects",
     "suggest": "geopeft.advice.suggest",
@@ -52,6 +54,8 @@ WORKER_IMPORTS = (
 WORKER_GDAL_CACHE_MB = "128"
 # The number that malloc.h gives to this option, and what counts as large.
 M_MMAP_THRESHOLD, LARGE_BYTES = -3, 1 << 20
+# What a process does that follows another, and the only job that several processes share.
+FOLLOW, SHARED_JOB = "geopeft.training.following", "fit"
 PRINTED = ("inspect", "models", "probe", "schema")
 EXIT_FAILED, EXIT_CANCELED = 1, 3
 
@@ -73,8 +77,9 @@ def execute(job: AnyJob, reporter: Reporter) -> int:
     run: Callable[[Job, Reporter], dict[str, Any]]
     try:
         reporter.check_canceled()
-        run = importlib.import_module(JOBS[job.job]).run
-        with _held_output(job):
+        follows = isinstance(reporter, _FollowerReporter)
+        run = importlib.import_module(FOLLOW if follows else JOBS[job.job]).run
+        with contextlib.nullcontext() if follows else _held_output(job):
             outputs = run(job, reporter)
         reporter.completed(outputs)
     except Canceled:
@@ -250,7 +255,15 @@ def _run_command(arguments: argparse.Namespace) -> int:
     """A job given as options. `--events` sends the JSON lines to stdout, else people read stderr."""
     values = {k: v for k, v in vars(arguments).items() if k not in ("command", "events") and v is not None}
     reporter = Reporter(_claim_stdout()) if arguments.events else terminal_reporter()
+    rank, size = _processes()
+    if rank:
+        reporter = _FollowerReporter(rank)
     try:
+        if size > 1 and arguments.command != SHARED_JOB:
+            raise JobError(
+                f"{arguments.command} was started on {size} processes, of which each would do all of it.",
+                f"Start it without torchrun; what several processes can share is {SHARED_JOB}.",
+            )
         job = parse({"job": arguments.command, **values})
     except GeopeftError as error:
         return _fail(reporter, error)
@@ -258,6 +271,25 @@ def _run_command(arguments: argparse.Namespace) -> int:
         return execute(job, reporter)
     except KeyboardInterrupt:
         return _tell(reporter.canceled, EXIT_CANCELED)
+
+
+def _processes() -> tuple[int, int]:
+    """The number of this process and how many there are, as torchrun has told them."""
+    told = {name: os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE")}
+    known = "MASTER_ADDR" in os.environ and all(value.isdecimal() for value in told.values())
+    return (int(told["RANK"]), int(told["WORLD_SIZE"])) if known else (0, 1)
+
+
+class _FollowerReporter(Reporter):
+    """One process speaks for all. Of those that follow, one tells that it is gone, and each why it failed itself."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self._rank = rank
+
+    def failed(self, error: GeopeftError) -> None:
+        if self._rank == 1 or error.code != "PROCESS_LOST":
+            terminal_reporter().failed(error)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -14,8 +14,8 @@ import numpy as np
 MOST_POINTS = 400
 # Training pixels whose distance to other blocks is looked at.
 _MOST_JUDGED = 1500
-# Rows of distances that are in memory at once.
-_CHUNK = 8192
+# Rows of distances that are in memory at once; they stay in the cache of a core.
+_CHUNK = 1024
 # However alike the blocks are, something this near is not outside.
 _SMALLEST = 1e-3
 
@@ -56,8 +56,7 @@ def find_applicability(
     rng = np.random.default_rng(seed)
     found = (features * scale).astype(np.float32)
     chosen = found[balanced(classes, places, MOST_POINTS, rng)]
-    apart = np.sqrt(np.maximum(_squares(chosen, chosen), 0))
-    unit = float(apart.sum() / max(len(chosen) * (len(chosen) - 1), 1))
+    unit = mean_distance(chosen)
     between = _between_blocks(found, classes, places, blocks, rng)
     if not len(between) or unit <= 0:
         return None
@@ -103,12 +102,23 @@ def _rank(keys: np.ndarray) -> np.ndarray:
     return rank
 
 
+def mean_distance(points: np.ndarray) -> float:
+    """The mean distance of points (n, F) to each other."""
+    apart = np.sqrt(np.maximum(_squares(points, points), 0))
+    return float(apart.sum() / max(len(points) * (len(points) - 1), 1))
+
+
 def nearest(found: np.ndarray, points: np.ndarray) -> np.ndarray:
     """(n,) float32, the distance of each of (n, F) to the nearest of (m, F)."""
     result = np.empty(len(found), np.float32)
+    # What depends on the pixel alone does not say which point is the nearest, and is added at the end.
+    against, own = np.ascontiguousarray(-2 * points.T), (points * points).sum(1)
     for start in range(0, len(found), _CHUNK):
         part = found[start : start + _CHUNK]
-        result[start : start + _CHUNK] = np.sqrt(np.maximum(_squares(part, points).min(1), 0))
+        squares = part @ against
+        squares += own
+        least = squares.min(1) + np.einsum("nf,nf->n", part, part)
+        result[start : start + _CHUNK] = np.sqrt(np.maximum(least, 0))
     return result
 
 

@@ -19,7 +19,7 @@ from geopeft.data.labels import IGNORE
 from geopeft.models.texture import FINE_GSD_M
 from geopeft.objective import SIZE_POWER, USUAL_TEMPERATURE, fit_blend, fit_sharpness, place_weights, softmax
 from geopeft.runtime import fill_invalid, fill_values
-from geopeft.training import Trainer, ValidationChips
+from geopeft.training.trainer import Trainer, ValidationChips
 
 # The network's share of the blend before any held-out label has spoken: in fine imagery shape decides, in coarse
 # imagery the spectrum, where the classical part carries over to other places better.

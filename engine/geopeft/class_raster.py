@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import html
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,9 +19,9 @@ from rasterio.windows import Window
 from geopeft import __version__
 from geopeft.data.raster import RasterInfo
 from geopeft.errors import OutputError
+from geopeft.mapping.strips import Strip
 from geopeft.package import ClassInfo, Manifest
-from geopeft.runtime import Strip
-from geopeft.writing import whole_raster, write_bytes
+from geopeft.writing import sha256_of, whole_raster, write_bytes
 
 NODATA, PERCENT_NODATA = 0, 255
 # What a map says where it is not sure enough; no class has this value.
@@ -31,7 +30,8 @@ UNKNOWN_COLOR = "#9e9e9e"
 # The dissimilarity goes on where 100 % ends.
 _MOST_PERCENT = 250
 _AGAIN = "Check the disk, then run again."
-_BLOCK_PX = 256
+BLOCK_PX = 256
+SPARSE_FROM_PX = 1 << 30
 _SIDECARS = (".ovr", ".msk", ".aux.xml")
 
 
@@ -99,7 +99,7 @@ def class_raster(
         for path in layers.values():
             finish = partial(_finish_percent, origin)
             writers.append(stack.enter_context(whole_raster(path, finish, **_profile(info, PERCENT_NODATA))))
-        rows = RowBuffer(writers, [PERCENT_LAYERS[name] for name in layers], info.width, unknown_below)
+        rows = RowBuffer(writers, tuple(layers), info.width, unknown_below, _is_sparse(info))
         yield rows
         rows.flush()
     for path in (target, *layers.values()):
@@ -108,16 +108,17 @@ def class_raster(
 
 
 class RowBuffer:
-    """Gathers strips to whole rows of the file's blocks, so that no block is compressed twice."""
+    """Gathers rows to whole rows of the file's blocks, so that no block is compressed twice, and writes them."""
 
     def __init__(
         self,
         writers: Sequence[Callable[[np.ndarray, Window], None]],
-        layers: Sequence[Callable[[Strip], np.ndarray]],
+        layers: Sequence[str],
         width: int,
         unknown_below: float,
+        is_sparse: bool = False,
     ) -> None:
-        self.unknown = 0
+        self._is_sparse = is_sparse
         self._writers, self._layers = writers, layers
         self._width = width
         self._unknown_below = unknown_below
@@ -125,24 +126,25 @@ class RowBuffer:
         self._rows: list[np.ndarray] = []
 
     def add(self, strip: Strip, mapped: np.ndarray) -> None:
-        """Turns probabilities (K, h, W) into class values and percents, and writes the blocks that are complete."""
-        values = np.where(mapped, strip.probabilities.argmax(0) + 1, NODATA).astype(np.uint8)
-        if self._unknown_below > 0:
-            unsure = mapped & (strip.probabilities.max(0) < self._unknown_below)
-            values[unsure] = UNKNOWN
-            self.unknown += int(unsure.sum())
-        percents = [_percent(layer(strip), mapped) for layer in self._layers]
-        self._add(np.stack([values, *percents]))
+        """Rows as `draw` makes them of a strip of the whole width."""
+        self.add_rows(draw(strip, mapped, self._layers, self._unknown_below))
 
     def add_values(self, values: np.ndarray) -> None:
         """Rows (h, W) uint8 as they are to be; for a class raster with nothing beside it."""
-        self._add(values[None])
+        self.add_rows(values[None])
 
-    def _add(self, rows: np.ndarray) -> None:
+    def add_rows(self, rows: np.ndarray) -> None:
+        """Rows (1 + layers, h, W) uint8 as they are to be."""
         self._rows.append(rows)
-        ready = sum(part.shape[1] for part in self._rows) // _BLOCK_PX * _BLOCK_PX
-        if ready:
-            self._write(ready)
+        while sum(part.shape[1] for part in self._rows) >= BLOCK_PX:
+            self._write(BLOCK_PX)
+
+    def skip(self, rows: np.ndarray) -> None:
+        """Rows without anything mapped; a file that may lack blocks does without them."""
+        if self._is_sparse and not self._rows and rows.shape[1] == BLOCK_PX:
+            self._row += BLOCK_PX
+        else:
+            self.add_rows(rows)
 
     def flush(self) -> None:
         """Writes what is left."""
@@ -151,11 +153,38 @@ class RowBuffer:
             self._write(rest)
 
     def _write(self, count: int) -> None:
-        rows = np.concatenate(self._rows, 1)
+        rows = np.concatenate(self._rows, 1) if len(self._rows) > 1 else self._rows[0]
         for writer, array in zip(self._writers, rows[:, :count], strict=True):
             writer(array, Window(0, self._row, self._width, count))
         self._row += count
-        self._rows = [rows[:, count:]]
+        self._rows = [rows[:, count:]] if rows.shape[1] > count else []
+
+
+def draw(strip: Strip, mapped: np.ndarray, layers: Sequence[str], unknown_below: float = 0.0) -> np.ndarray:
+    """(1 + layers, h, w) uint8: class values and percents of a strip.
+
+    Args:
+        mapped: (h, w) bool, the pixels that are to be in the map.
+        layers: names in PERCENT_LAYERS.
+        unknown_below: least confidence, 0 to 1, of what is mapped as a class.
+    """
+    drawn = np.empty((1 + len(layers), *mapped.shape), np.uint8)
+    best, sure = _best(strip.probabilities)
+    drawn[0] = np.where(mapped, best + np.uint8(1), np.uint8(NODATA))
+    if unknown_below > 0:
+        drawn[0][mapped & (sure < unknown_below)] = UNKNOWN
+    for number, name in enumerate(layers, 1):
+        drawn[number] = _percent(sure if name == "confidence" else PERCENT_LAYERS[name](strip), mapped)
+    return drawn
+
+
+def _best(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The class that each pixel most likely is, uint8, and how likely; as argmax and max, several times as fast."""
+    best, sure = np.zeros(probabilities.shape[1:], np.uint8), probabilities[0].copy()
+    for number, other in enumerate(probabilities[1:], 1):
+        best[other > sure] = number
+        np.maximum(sure, other, out=sure)
+    return best, sure
 
 
 def _percent(share: np.ndarray, mapped: np.ndarray) -> np.ndarray:
@@ -169,8 +198,7 @@ def origin_tags(model: Path, manifest: Manifest) -> dict[str, str]:
 
     No date is among them: the same map is the same file, to the last byte. It is in the sidecar.
     """
-    with model.open("rb") as file:
-        checksum = hashlib.file_digest(file, "sha256").hexdigest()
+    checksum = sha256_of(model)
     base, accuracy = manifest.base_weights, _accuracy(manifest)
     sentence = (
         f"Classes mapped by GeoPEFT {__version__} with the model {model.name}. {accuracy}. "
@@ -221,11 +249,17 @@ def _profile(info: RasterInfo, nodata: int) -> dict[str, Any]:
         "transform": info.geobox.affine,
         "nodata": nodata,
         "tiled": True,
-        "blockxsize": _BLOCK_PX,
-        "blockysize": _BLOCK_PX,
+        "blockxsize": BLOCK_PX,
+        "blockysize": BLOCK_PX,
         "compress": "deflate",
         "BIGTIFF": "IF_SAFER",
+        **({"SPARSE_OK": True} if _is_sparse(info) else {}),
     }
+
+
+def _is_sparse(info: RasterInfo) -> bool:
+    """Whether blocks without data are left out of the file; some programs do not read that, so only where it counts."""
+    return info.height * info.width >= SPARSE_FROM_PX
 
 
 def _finish_class_raster(legend: Sequence[Mapping[str, Any]], origin: Mapping[str, str], part: Path) -> None:
@@ -262,8 +296,12 @@ def _check_tags(part: Path, origin: Mapping[str, str]) -> None:
 
 
 def _overviews(part: Path, resampling: Resampling) -> None:
-    with rasterio.open(part, "r+") as raster:
-        factors = [2**n for n in range(1, 12) if max(raster.shape) / 2**n >= _BLOCK_PX / 2]
+    with rasterio.open(part) as raster:
+        is_sparse = raster.width * raster.height >= SPARSE_FROM_PX
+    # Anything else looks at every pixel, missing ones as well.
+    resampling = Resampling.nearest if is_sparse else resampling
+    with rasterio.Env(SPARSE_OK_OVERVIEW=is_sparse), rasterio.open(part, "r+") as raster:
+        factors = [2**n for n in range(1, 12) if max(raster.shape) / 2**n >= BLOCK_PX / 2]
         if factors:
             raster.build_overviews(factors, resampling)
     with rasterio.open(part) as raster:

@@ -19,8 +19,9 @@ from geopeft.data.split import block_side_px, squares_of
 from geopeft.errors import JobError, LabelError
 from geopeft.events import Reporter
 from geopeft.job import EvaluateJob
+from geopeft.mapping.strips import Strip, map_raster
 from geopeft.report import page_path, write_beside
-from geopeft.runtime import Runtime, Strip, map_raster, peak_memory_mb
+from geopeft.runtime import Runtime, peak_memory_mb
 from geopeft.writing import write_bytes
 
 

@@ -28,17 +28,20 @@ from geopeft.data.raster import still_same
 from geopeft.data.split import blocks_of
 from geopeft.errors import JobError, LabelError
 from geopeft.events import Reporter
+from geopeft.features.kept import kept_features
 from geopeft.forest import Pixels, fit_applicability, fit_probe, fit_texture, gather_pixels
 from geopeft.holdout import HeldOut, hold_out, more_folds, split_sentence
 from geopeft.job import FitJob
 from geopeft.judging import Course, Lesson, history, judge_folds, trainings
 from geopeft.models import SegmentationModel, build, describe_parameters
+from geopeft.models.backbones.transformer import keep_little
 from geopeft.prepare import Prepared, prepare
 from geopeft.report import page_path, write_beside
 from geopeft.report.origin import environment, job_record, without_folders
 from geopeft.runtime import PROJECTION, SEEN_POINTS, SEEN_SCALE, choose_device, fill_values, peak_memory_mb
 from geopeft.starting import Start, to_keep
-from geopeft.training import BATCH, FINISH_SHARE, Pace, Trainer, settle
+from geopeft.training.together import joined
+from geopeft.training.trainer import BATCH, FINISH_SHARE, Pace, Trainer, settle
 from geopeft.writing import check_target, write_bytes
 
 # Held-out places a class needs before their loss says which step was best.
@@ -47,6 +50,13 @@ TRUSTED_PLACES = 3
 
 def run(job: FitJob, reporter: Reporter) -> dict[str, Any]:
     """Runs a fit job; the outputs name the package and give the validation figures."""
+    with joined(job.device) as team:
+        if team is not None:
+            reporter.message(f"Trains on {team.size} processes, each with its part of every batch of {BATCH} chips.")
+        return _run(job, reporter)
+
+
+def _run(job: FitJob, reporter: Reporter) -> dict[str, Any]:
     begun = time.monotonic()
     out = _package_path(job.out)
     if job.report:
@@ -61,6 +71,7 @@ def run(job: FitJob, reporter: Reporter) -> dict[str, Any]:
     model = build(
         prepared.spec, None, weights_dir=job.weights_dir, reporter=reporter, pretrained=not job.from_scratch
     ).to(choose_device(job.device))
+    keep_little(model.backbone, job.low_memory)
     if start is not None:
         why = why or start.unlike(model, classes)
         start = None if why else start
@@ -136,21 +147,35 @@ def _train(
         initial = model.trainable_state() if len(folds) > 1 else {}
         if start is not None:
             start.put_into(model, classes)
-        texture = fit_texture(reader, sites, spec.bands, spec.gsd_m, fill, job.seed)
-        pixels = gather_pixels(reader, sites, texture, model, fill, job.seed)
-        lesson = Lesson(reader, sites, texture, pixels, len(names), size, job.seed, job.baselines)
+        texture = start.texture(spec) if start is not None else None
+        texture = texture or fit_texture(reader, sites, spec.bands, spec.gsd_m, fill, job.seed)
+        features = kept_features(model, reporter) if job.cache else None
+        pixels = gather_pixels(reader, sites, texture, model, fill, job.seed, features)
+        pace = start.pace(classes) if start is not None else Pace()
+        pace = replace(pace, rate=pace.rate * job.rate)
+        steps = job.steps or round(pace.steps * _default_steps(len(held.taught)))
+        few = features.few(steps * BATCH, pace.alone) if features is not None else None
+        lesson = Lesson(
+            reader, sites, texture, pixels, len(names), size, job.seed, job.baselines, features=features, few=few
+        )
         taught = pixels.of(held.taught)
         classical = lesson.classical(taught)
         _teach_probe(model, start, taught, classes)
-        pace = start.pace(classes) if start is not None else Pace()
-        pace = replace(pace, rate=pace.rate * job.rate)
         kept = Checkpoint(checkpoint, "fit", _identity(job, prepared, model, reader, held))
         trusts = held.places >= TRUSTED_PLACES * len(names)
-        trainer = Trainer(model, lesson.sampler(held), held.chips, reporter, trusts, pace=pace, checkpoint=kept)
+        trainer = Trainer(
+            model,
+            lesson.sampler(held, few=few),
+            held.chips,
+            reporter,
+            trusts,
+            pace=pace,
+            checkpoint=kept,
+            features=features,
+        )
         before_s, begun_at = _resume(job, trainer, kept, reporter)
         budget = job.max_minutes * 60 if job.max_minutes else math.inf
         end = begun - before_s + budget
-        steps = job.steps or round(pace.steps * _default_steps(len(held.taught)))
         # What is held out teaches in the end, unless the user keeps it apart.
         last = FINISH_SHARE if held.withheld else 0.0
         more = trainings(len(folds), job.baselines)
@@ -166,7 +191,9 @@ def _train(
         to_go_on = _to_go_on(prepared, model, sites, held)
         first = forecasts(trainer, held.chips, classical, lesson.rival(taught) if held.chips else None)
         if last:
-            everything = ChipSampler(reader, sites, [], size, job.seed)
+            # Chips come from few windows to the end where they did not stop to before.
+            few_to_the_end = few if few is not None and few.chips is None else None
+            everything = ChipSampler(reader, sites, [], size, job.seed, few_to_the_end)
             trainer.finish(everything, math.ceil(trainer.best_step * last), done, end, keep=bool(more))
             classical = lesson.classical(pixels)
         final, until = model.trainable_state(), trainer.best_step
@@ -177,7 +204,9 @@ def _train(
     seen = fit_applicability(pixels, blocks, job.seed)
     blend, metrics = _judge(job, prepared, sites, folds, judged, reporter)
     how: dict[str, Any] = {"steps": done, "best_step": trainer.best_step, "batch": BATCH}
-    how |= {"chip_size_px": size, "rank": job.rank} | ({"start_sha256": start.sha256} if start is not None else {})
+    how |= {"chip_size_px": size, "rank": job.rank, "places": len(sites)} | (
+        {"start_sha256": start.sha256} if start is not None else {}
+    )
     return Fitted(metrics | {"history": history(trainer.curve)}, how, classical, blend, seen, to_go_on, before_s)
 
 
@@ -223,7 +252,7 @@ def _identity(job: FitJob, prepared: Prepared, model: SegmentationModel, reader:
         digest.update(f"{place}".encode() + chip.class_ids.tobytes())
     parts = [
         __version__,
-        job.model_dump(exclude={*aside.split(), "json_file", "report"}),
+        job.model_dump(exclude={*aside.split(), "json_file", "report", "low_memory"}),
         prepared.spec.model_dump(),
         [info.fingerprint for info in prepared.infos],
         [(c.name, c.value) for c in prepared.labels.classes],

@@ -14,6 +14,8 @@ import torch
 from geopeft.applicability import Applicability, find_applicability
 from geopeft.classical import classical_graph
 from geopeft.data.chips import SQUARE_PX, ChipReader, Site
+from geopeft.data.scattered import scattered
+from geopeft.features.kept import KeptFeatures
 from geopeft.models import SegmentationModel
 from geopeft.models.metadata import scene_of
 from geopeft.models.spec import InputBand
@@ -22,6 +24,8 @@ from geopeft.objective import fit_blend
 from geopeft.runtime import fill_invalid
 
 PIXELS_PER_CLASS = 2000
+# Of all classes: what a pixel costs grows with the number of classes too.
+MOST_PIXELS = 20 * PIXELS_PER_CLASS
 MOST_PLACES = 200
 # Pixels of all windows that are looked at for features: some seconds' work.
 WINDOW_PIXELS = 2_000_000
@@ -94,6 +98,7 @@ def gather_pixels(
     model: SegmentationModel,
     fill: np.ndarray,
     seed: int,
+    kept: KeptFeatures | None = None,
 ) -> Pixels:
     """A sample of the labelled pixels with their features.
 
@@ -103,12 +108,13 @@ def gather_pixels(
         sites: the labelled places; `Pixels.sites` are positions in this list.
         model: with a probe, its backbone's features are gathered too, each seen from the middle of a chip.
         fill: (C,) values for pixels that are not valid.
+        kept: where the backbone's features are kept; None: they are computed.
     """
     rng = np.random.default_rng(seed)
     size = model.spec.chip_size_px
     reach = max(texture.radius_px, size // 4 if model.probe is not None else 0)
     most = WINDOW_PIXELS // (size + 2 * reach) ** 2
-    squares = _squares(sites, _sample(sites, model.spec.num_classes, rng), size, most, rng)
+    squares = _squares(sites, _sample(sites, model.spec.num_classes, rng), size, most)
     features, deep, owners = [], [], []
     for (raster, top, left), own in squares:
         rows, cols = reader.infos[raster].geobox.shape
@@ -120,7 +126,9 @@ def gather_pixels(
         with torch.inference_mode():
             features.append(texture(raw)[0].numpy()[:, *at].T)
             if model.probe is not None:
-                maps, _ = model.encode(raw.to(model.scale.device), scene_of(chip.taken, model.spec, model.scale.device))
+                scene = scene_of(chip.taken, model.spec, model.scale.device)
+                raw = raw.to(model.scale.device)
+                maps = kept.maps(raw, scene, whole=True) if kept is not None else model.encode(raw, scene)[0]
                 deep.append(model.probe.features(maps, height, width)[0].cpu().numpy()[:, *at].T)
         owners.append(own[:, 0])
     owner = np.concatenate(owners)
@@ -133,18 +141,22 @@ def gather_pixels(
 
 
 def _squares(
-    sites: Sequence[Site], chosen: dict[int, np.ndarray], side: int, most: int, rng: np.random.Generator
+    sites: Sequence[Site], chosen: dict[int, np.ndarray], side: int, most: int
 ) -> list[tuple[tuple[int, int, int], np.ndarray]]:
-    """((raster, row, col), points (n, 3) of place, row, column) of at most about `most` squares; every class stays."""
+    """((raster, row, col), points (n, 3) of place, row, column) of at most about `most` squares; every class stays.
+
+    Which are taken follows from where they are, so that a label that is added leaves most of the others'.
+    """
     squares: dict[tuple[int, int, int], list[tuple[int, int, int]]] = {}
     for number, points in chosen.items():
         for row, col in points:
             key = (sites[number].raster_index, int(row) // side * side, int(col) // side * side)
             squares.setdefault(key, []).append((number, int(row), int(col)))
     keys = sorted(squares)
+    corners = np.array(keys)
     kept: list[tuple[int, int, int]] = []
     seen: set[int] = set()
-    for key in (keys[i] for i in rng.permutation(len(keys))):
+    for key in (keys[i] for i in np.argsort(scattered(corners[:, 1] // side, corners[:, 2] // side), kind="stable")):
         classes = {sites[number].class_index for number, _, _ in squares[key]}
         if len(kept) < most or classes - seen:
             kept.append(key)
@@ -155,6 +167,7 @@ def _squares(
 def _sample(sites: Sequence[Site], num_classes: int, rng: np.random.Generator) -> dict[int, np.ndarray]:
     """Number of a place -> the points of it to use: few from many places rather than many from few."""
     chosen = {}
+    per_class = min(PIXELS_PER_CLASS, MOST_PIXELS / max(len({site.class_index for site in sites}), 1))
     for index in range(num_classes):
         own = [number for number, site in enumerate(sites) if site.class_index == index]
         if len(own) > MOST_PLACES:
@@ -162,7 +175,7 @@ def _sample(sites: Sequence[Site], num_classes: int, rng: np.random.Generator) -
         roots = np.sqrt([sites[number].pixels for number in own])
         for number, root in zip(own, roots, strict=True):
             points = sites[number].points
-            count = min(len(points), math.ceil(PIXELS_PER_CLASS * root / roots.sum()))
+            count = min(len(points), math.ceil(per_class * root / roots.sum()))
             chosen[number] = points[rng.choice(len(points), count, replace=False)]
     return chosen
 

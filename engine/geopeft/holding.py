@@ -45,7 +45,7 @@ def hold(path: Path, *beside: Path) -> Iterator[None]:
         yield
         return
     try:
-        _clear(path, *beside)
+        clear(path, *beside)
         yield
     finally:
         # Deleted while it is held, so that nobody else's lock is; Windows deletes no file that is open.
@@ -63,7 +63,14 @@ def part_of(path: Path, suffix: str = "") -> Path:
     return path.with_name(f".{_short(path)}.{secrets.token_hex(4)}.part{suffix or path.suffix}")
 
 
-def _clear(*paths: Path) -> None:
+def folder_beside(path: Path, suffix: str) -> Path:
+    """The name of a hidden folder beside `path` that belongs to it."""
+    path = _in_real_folder(path)
+    return path.with_name(f".{_short(path)}{suffix}")
+
+
+def clear(*paths: Path) -> None:
+    """Takes away what processes that were killed had begun to write of files that this one holds."""
     for path in map(_in_real_folder, paths):
         for left in path.parent.glob(f".{glob.escape(_short(path))}.????????.part*"):
             if left.is_dir():

@@ -67,6 +67,10 @@ BandsField: Any = Field(default=(), description="bands to use, by name or number
 LineWidthField: Any = Field(default=3.0, gt=0, le=64, description="width in pixels given to line and point labels")
 RankField: Any = Field(default=16, ge=1, le=256, description="rank of low-rank adapters, such as LoRA")
 SeedField: Any = Field(default=0, ge=0, le=2**31 - 1, description="seed of everything random")
+SchedulerField: Any = Field(
+    default="",
+    description="share the work out with Dask: local, local:N, tcp://HOST:PORT, or a scheduler's file; empty: no Dask",
+)
 PageField: Any = Field(default="", description="HTML file for a report of the accuracy")
 RadiometryField: Any = Field(default="auto", description="what the raster's values are; auto finds out and says so")
 
@@ -117,6 +121,12 @@ class FitJob(Job):
     steps: int = Field(default=0, ge=0, description="training steps; 0: chosen from the labels")
     rate: float = Field(default=1.0, gt=0, le=1000, description="factor of the usual learning rates")
     max_minutes: float = Field(default=0.0, ge=0, description="time budget in minutes; 0: none")
+    cache: bool = Field(
+        default=True, description="keep features of what does not learn on this disk, so that they are computed once"
+    )
+    low_memory: bool = Field(
+        default=False, description="train a transformer in less memory and a third more time: no activations are kept"
+    )
     seed: int = SeedField
     device: Device = DeviceField
     weights_dir: str = WeightsField
@@ -157,6 +167,32 @@ class PretrainJob(Job):
     help: ClassVar[str] = "adapt a backbone to unlabelled rasters"
 
 
+class DistilJob(Job):
+    """Teach a small, fast model what a tuned one knows, on rasters without labels."""
+
+    job: Literal["distil"] = "distil"
+    model: str = Field(description="model package that teaches", json_schema_extra=POSITIONAL)
+    rasters: tuple[str, ...] = RastersField
+    out: str = Field(description="small model package to write, NAME.geopeft")
+    labels: str = Field(default="", description="labels to score both models on, new to the teacher; none: no score")
+    class_field: str = ClassField
+    background: str = BackgroundField
+    area: str = AreaField
+    bands: tuple[str, ...] = BandsField
+    line_width_px: float = LineWidthField
+    max_megapixels: float = Field(
+        default=16.0, gt=0, le=10_000, description="million pixels to learn from at most, drawn evenly over the rasters"
+    )
+    steps: int = Field(default=0, ge=0, description="training steps at most; 0: as many as usually help")
+    max_minutes: float = Field(default=0.0, ge=0, description="time budget in minutes; 0: none")
+    seed: int = SeedField
+    device: Device = DeviceField
+    weights_dir: str = WeightsField
+    json_file: str = JsonField
+
+    help: ClassVar[str] = "teach a small, fast model what a tuned one knows"
+
+
 class PredictJob(Job):
     """Map rasters with a model package."""
 
@@ -181,6 +217,7 @@ class PredictJob(Job):
     bands: tuple[str, ...] = BandsField
     device: Device = DeviceField
     weights_dir: str = WeightsField
+    scheduler: str = SchedulerField
     json_file: str = JsonField
 
     help: ClassVar[str] = "map rasters with a model package"
@@ -217,6 +254,22 @@ class PreviewJob(Job):
         if value and (len(value) != 4 or value[0] > value[2] or value[1] > value[3]):
             raise ValueError("an extent is left, bottom, right, top")
         return value
+
+
+class AverageJob(Job):
+    """Make one model of several that were trained in different places from the same start, without their imagery."""
+
+    job: Literal["average"] = "average"
+    models: tuple[str, ...] = Field(
+        min_length=2, max_length=1000, description="model packages with one make", json_schema_extra=POSITIONAL
+    )
+    out: str = Field(description="model package to write, NAME.geopeft")
+    weights: tuple[Annotated[float, Field(gt=0, le=1e9)], ...] = Field(
+        default=(), description="what each model counts, in their order; none: as many as its labelled places"
+    )
+    json_file: str = JsonField
+
+    help: ClassVar[str] = "make one model of several offices' models"
 
 
 class EvaluateJob(Job):
@@ -370,6 +423,7 @@ class StudyJob(Job):
     steps: int = Field(default=0, ge=0, description="training steps; 0: chosen from the labels")
     blend: bool = Field(default=False, description="also score each network's blend with a forest, as predict maps it")
     processes: int = Field(default=1, ge=1, le=64, description="runs at the same time; several GPUs are shared out")
+    scheduler: str = SchedulerField
     bands: tuple[str, ...] = BandsField
     radiometry: Radiometry = RadiometryField
     background: str = BackgroundField
@@ -463,8 +517,10 @@ class SchemaJob(Job):
 AnyJob = (
     FitJob
     | PretrainJob
+    | DistilJob
     | PredictJob
     | PreviewJob
+    | AverageJob
     | EvaluateJob
     | SuspectsJob
     | SuggestJob
@@ -484,8 +540,10 @@ JOB_TYPES: dict[str, type[Job]] = {
     for kind in (
         FitJob,
         PretrainJob,
+        DistilJob,
         PredictJob,
         PreviewJob,
+        AverageJob,
         EvaluateJob,
         SuspectsJob,
         SuggestJob,

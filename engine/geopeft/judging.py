@@ -22,13 +22,15 @@ from geopeft.blending import Forecast, as_tensors, forecasts, from_tensors, with
 from geopeft.checkpoint import Checkpoint
 from geopeft.classical import Classical
 from geopeft.data.chips import ChipReader, ChipSampler, Site
+from geopeft.data.few_windows import Few
 from geopeft.errors import JobError, OutputError
 from geopeft.events import Level, Reporter
+from geopeft.features.kept import KeptFeatures
 from geopeft.forest import Pixels, fit_classical, fit_probe
 from geopeft.holdout import HeldOut
 from geopeft.models import SegmentationModel
 from geopeft.models.texture import Texture
-from geopeft.training import Pace, Trainer
+from geopeft.training.trainer import Pace, Trainer
 
 STAGE = "folds"
 MOST_HISTORY = 100
@@ -44,6 +46,8 @@ class Lesson:
         num_classes, size_px: how many classes there are, and the side of the chips.
         seed: of everything random.
         baselines: names of what is judged beside the map.
+        features: where features of the model are kept; None: they are computed.
+        few: from how few windows its chips come.
     """
 
     reader: ChipReader
@@ -54,6 +58,8 @@ class Lesson:
     size_px: int
     seed: int
     baselines: Sequence[str]
+    features: KeptFeatures | None = None
+    few: Few | None = None
 
     def classical(self, pixels: Pixels) -> Classical:
         """The classical part that these pixels teach."""
@@ -64,10 +70,10 @@ class Lesson:
         """The baseline's forest that these pixels teach; None where it is not asked for."""
         return fit_forest(pixels, len(self.texture.mean[0]), self.seed) if FOREST in self.baselines else None
 
-    def sampler(self, held: HeldOut, fold: int = 0) -> ChipSampler:
+    def sampler(self, held: HeldOut, fold: int = 0, few: Few | None = None) -> ChipSampler:
         """Draws chips of what teaches in a fold."""
         sites = [self.sites[at] for at in held.taught]
-        return ChipSampler(self.reader, sites, held.withheld, self.size_px, self.seed + fold)
+        return ChipSampler(self.reader, sites, held.withheld, self.size_px, self.seed + fold, few)
 
 
 @dataclass
@@ -150,7 +156,7 @@ class _Work:
         taught = lesson.pixels.of(held.taught)
         if model.probe is not None:
             model.probe.put(*map(torch.from_numpy, fit_probe(taught, lesson.num_classes)))
-        trainer = self._trained(model, held, number, None)
+        trainer = self._trained(model, held, number, None, lesson.features, lesson.few)
         if trainer is None:
             return None
         return forecasts(trainer, held.chips, lesson.classical(taught), lesson.rival(taught))
@@ -163,7 +169,15 @@ class _Work:
         trainer = self._trained(unet, held, number, Pace(alone=0.0))
         return with_rival(found, UNET, trainer, held.chips) if trainer is not None else found
 
-    def _trained(self, model: SegmentationModel, held: HeldOut, number: int, pace: Pace | None) -> Trainer | None:
+    def _trained(
+        self,
+        model: SegmentationModel,
+        held: HeldOut,
+        number: int,
+        pace: Pace | None,
+        features: KeptFeatures | None = None,
+        few: Few | None = None,
+    ) -> Trainer | None:
         course, begun = self._course, time.monotonic()
         if self._reporter.stop_requested() or begun + course.seconds > course.deadline:
             return None
@@ -171,7 +185,8 @@ class _Work:
         torch.manual_seed(self._lesson.seed + number)
         heard = _InFold(self._reporter, self._done, self._total)
         pace = replace(pace or Pace(), rate=course.rate)
-        trainer = Trainer(model, self._lesson.sampler(held, number), (), heard, False, pace=pace)
+        sampler = self._lesson.sampler(held, number, few)
+        trainer = Trainer(model, sampler, (), heard, False, pace=pace, features=features)
         done = trainer.train(course.steps, deadline=course.deadline, until=course.until)
         if done < course.until:
             return None

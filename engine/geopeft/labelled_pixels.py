@@ -12,6 +12,7 @@ from rasterio.windows import Window
 
 from geopeft.data.labels import IGNORE, Labels
 from geopeft.data.raster import RasterInfo, RasterReader
+from geopeft.data.scattered import scattered
 from geopeft.forest import Pixels
 from geopeft.texture_tiles import TILE_PX, TextureTiles, Tile, View
 
@@ -129,15 +130,6 @@ def _ordered(places: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         return []
     rows, cols = np.array(places).T
     return [places[at] for at in np.argsort(scattered(rows, cols), kind="stable")]
-
-
-def scattered(rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
-    """(n,) uint64 that order places as if at random, but always the same way (the mixer of splitmix64)."""
-    mixed = (rows.astype(np.uint64) << np.uint64(32)) ^ cols.astype(np.uint64)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-    result: np.ndarray = mixed ^ (mixed >> np.uint64(31))
-    return result
 
 
 def _sample(class_of_place: np.ndarray, place: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -22,20 +22,25 @@ _TEMPERATURES = (0.8, 1.0, 1.25, 1.5, 2.0, 2.5, 3.5)
 _SHARPNESSES = np.geomspace(*SHARPNESS_RANGE, 41)
 
 
-def balanced_cross_entropy(logits: torch.Tensor, class_ids: torch.Tensor, class_weights: torch.Tensor) -> torch.Tensor:
+def balanced_cross_entropy(
+    logits: torch.Tensor, class_ids: torch.Tensor, class_weights: torch.Tensor, total: torch.Tensor | None = None
+) -> torch.Tensor:
     """Cross entropy over labelled pixels, weighted by class.
 
     Args:
         logits: (B, K, H, W).
         class_ids: (B, H, W) int64, 255 where nothing is to be learned.
         class_weights: (K,).
+        total: what the weights of all labelled pixels add up to, where these chips are a part of a batch.
 
     Returns:
-        The weighted mean over the labelled pixels; 0 (with a gradient of 0) where there are none.
+        The weighted mean over the labelled pixels, or this part's share of it; 0 (with a gradient of 0) where there are
+        none.
     """
     loss = F.cross_entropy(logits, class_ids, weight=class_weights, ignore_index=IGNORE, reduction="sum")
-    known = class_ids[class_ids != IGNORE]
-    return loss / class_weights[known].sum().clamp_min(1e-6)
+    if total is None:
+        total = class_weights[class_ids[class_ids != IGNORE]].sum()
+    return loss / total.clamp_min(1e-6)
 
 
 def fit_blend(

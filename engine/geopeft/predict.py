@@ -3,49 +3,36 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-import numpy as np
-from rasterio.windows import Window
-
-from geopeft.class_raster import PERCENT_LAYERS, class_raster, legend_of, origin_tags
-from geopeft.data.labels import read_area
-from geopeft.data.raster import RasterInfo, describe, open_dataset, still_same
-from geopeft.errors import (
-    Canceled,
-    GeopeftError,
-    JobError,
-    LabelError,
-    PackageError,
-    is_out_of_memory,
-    out_of_memory,
-)
+from geopeft.class_raster import origin_tags
+from geopeft.data.raster import open_dataset
+from geopeft.errors import Canceled, GeopeftError, JobError, PackageError, is_out_of_memory, out_of_memory
 from geopeft.events import Level, Reporter
-from geopeft.holding import hold, part_of
+from geopeft.holding import hold
 from geopeft.job import PredictJob
 from geopeft.mapper import Mapper
+from geopeft.mapping.strips import axes_of
+from geopeft.maps import sharing
+from geopeft.maps.one_map import map_one, written
+from geopeft.maps.parts import name_of
 from geopeft.onnx.model import open_mapper
-from geopeft.runtime import Strip, map_raster, peak_memory_mb, window_starts
-from geopeft.vectorize import vectorize
-from geopeft.writing import check_target, identities, identity, keep_inputs, write_bytes
+from geopeft.runtime import peak_memory_mb
+from geopeft.writing import identities, identity, keep_inputs, write_bytes
 
+# Number of a raster, what became of it, and the seconds that it took.
+Outcome: TypeAlias = tuple[int, "dict[str, Any] | Exception", float]
 _RASTER_SUFFIXES = (".tif", ".tiff")
 # What no file system takes in a name, and how much of a raster's name a map keeps, in bytes.
 _UNFIT = re.compile(r'[<>:"/\\|?*\x00-\x1f]+')
 _NAME_BYTES = 180
-# Of the rasters that a model was trained on, less than this lies outside what it has seen.
-MUCH_OUTSIDE = 0.25
-ENOUGH_PIXELS, SPARSE_PX = 4000, 8
 
 
 def run(job: PredictJob, reporter: Reporter) -> dict[str, Any]:
@@ -60,7 +47,9 @@ def run(job: PredictJob, reporter: Reporter) -> dict[str, Any]:
     """
     start = time.monotonic()
     targets = _targets(job)
-    runtime = open_mapper(Path(job.model), job.device, job.weights_dir, reporter)
+    # Where others do the work, no GPU is taken here.
+    device = "cpu" if job.scheduler else job.device
+    runtime = open_mapper(Path(job.model), device, job.weights_dir, reporter)
     if job.outside and runtime.seen is None:
         message = (
             f"{Path(job.model).name} does not tell what it has seen: its labels lay in too few places, or it is old."
@@ -89,41 +78,69 @@ def _map_all(
     events = reporter if _is_folder(job) else Reporter()
     shares = [round(end / ends[-1], 6) for end in ends]
     events.emit("metric", stage="raster", step=0, values={"rasters": count}, shares=shares)
-    done: list[dict[str, Any]] = []
-    failures: list[dict[str, str]] = []
+    done: dict[int, dict[str, Any]] = {}
+    failed: dict[int, dict[str, str]] = {}
     first_error: Exception | None = None
-    for index, (raster, target) in enumerate(zip(job.rasters, targets, strict=True)):
-        before = ends[index - 1] if index else 0
-        start = time.monotonic()
-        part = _OneOfMany(reporter, before, ends[index] - before, ends[-1])
-        if count > 1:
-            reporter.message(f"Raster {index + 1} of {count}: {_name(raster)}")
-        try:
-            with hold(target, *_written(job, target)):
-                entry = _map_one(job, runtime, raster, target, origin, part)
-        except Canceled:
-            raise
-        except Exception as error:
-            first_error = first_error or error
-            failure = _failure(raster, error)
+    each = sharing.outcomes if job.scheduler else _one_after_another
+    for index, outcome, seconds in each(job, runtime, targets, origin, ends, reporter):
+        raster = job.rasters[index]
+        if isinstance(outcome, Exception):
+            first_error = first_error or outcome
+            failed[index] = failure = _failure(raster, outcome)
             # The frames would keep whole strips of the map in memory until the end of the job.
-            traceback.clear_frames(error.__traceback__)
-            failures.append(failure)
-            values = {"seconds": round(time.monotonic() - start, 2)}
+            traceback.clear_frames(outcome.__traceback__)
+            values = {"seconds": round(seconds, 2)}
             events.emit("metric", stage="raster", step=index + 1, values=values, raster=raster, failure=failure)
             if count > 1:
-                reporter.warn(f"{_name(raster)} is left out: {failure['message']} {failure['hint']}".strip())
+                reporter.warn(f"{name_of(raster)} is left out: {failure['message']} {failure['hint']}".strip())
         else:
-            done.append(entry)
-            values = {"seconds": entry["seconds"]}
-            events.emit("metric", stage="raster", step=index + 1, values=values, raster=raster, outputs=entry)
-        reporter.progress("predict", ends[index], ends[-1])
+            done[index] = outcome
+            values = {"seconds": outcome["seconds"]}
+            events.emit("metric", stage="raster", step=index + 1, values=values, raster=raster, outputs=outcome)
     if first_error is not None and not done:
         raise first_error
+    failures = [failed[index] for index in sorted(failed)]
     if failures:
-        names = ", ".join(_name(failure["raster"]) for failure in failures)
+        names = ", ".join(name_of(failure["raster"]) for failure in failures)
         reporter.warn(f"{len(done)} of {count} rasters are mapped; left out: {names}.")
-    return done, failures
+    return [done[index] for index in sorted(done)], failures
+
+
+def _one_after_another(
+    job: PredictJob,
+    runtime: Mapper,
+    targets: Sequence[Path],
+    origin: Mapping[str, str],
+    ends: Sequence[int],
+    reporter: Reporter,
+) -> Iterator[Outcome]:
+    """Maps the rasters in this process.
+
+    Args:
+        ends: windows of the rasters up to each.
+    """
+    for index, (raster, target) in enumerate(zip(job.rasters, targets, strict=True)):
+        start = time.monotonic()
+        before = ends[index - 1] if index else 0
+        part = _OneOfMany(reporter, before, ends[index] - before, ends[-1])
+        if len(targets) > 1:
+            reporter.message(f"Raster {index + 1} of {len(targets)}: {name_of(raster)}")
+        outcome = _attempt(job, runtime, raster, target, origin, part)
+        yield index, outcome, time.monotonic() - start
+        reporter.progress("predict", ends[index], ends[-1])
+
+
+def _attempt(
+    job: PredictJob, runtime: Mapper, raster: str, target: Path, origin: Mapping[str, str], reporter: Reporter
+) -> dict[str, Any] | Exception:
+    """The entry of a raster, or what went wrong; a frame of its own, which ends before others are cleared with it."""
+    try:
+        with hold(target, *written(job, target)):
+            return map_one(job, runtime, raster, target, origin, reporter)
+    except Canceled:
+        raise
+    except Exception as error:
+        return error
 
 
 class _OneOfMany(Reporter):
@@ -157,9 +174,8 @@ def _window_count(raster: str, runtime: Mapper, reporter: Reporter) -> int:
             shape = source.shape
     except Exception:
         return 1
-    window, overlap = runtime.window_px, runtime.overlap_px
-    rows, columns = (len(window_starts(length, min(window, length), overlap)) for length in shape)
-    return rows * columns
+    rows, columns = axes_of(runtime, shape)
+    return len(rows) * len(columns)
 
 
 def _failure(raster: str, error: Exception) -> dict[str, str]:
@@ -192,7 +208,7 @@ def _targets(job: PredictJob) -> list[Path]:
         if len(job.rasters) > 1:
             message = f"{len(job.rasters)} rasters cannot be mapped into the one file {out}."
             raise JobError(message, "Give a folder as output.", "OUTPUT_NEEDS_FOLDER")
-        keep_inputs(_written(job, out), inputs, "The map")
+        keep_inputs(written(job, out), inputs, "The map")
         return [out]
     read = identities(inputs)
     targets: list[Path] = []
@@ -201,7 +217,7 @@ def _targets(job: PredictJob) -> list[Path]:
         stem, number = f"{_stem(raster)}_map", 1
         target = out / f"{stem}.tif"
         # Some file systems take A.tif and a.tif for one.
-        while target.name.casefold() in taken or any(identity(path) in read for path in _written(job, target)):
+        while target.name.casefold() in taken or any(identity(path) in read for path in written(job, target)):
             number += 1
             target = out / f"{stem}_{number}.tif"
         taken.add(target.name.casefold())
@@ -209,158 +225,6 @@ def _targets(job: PredictJob) -> list[Path]:
     return targets
 
 
-def _written(job: PredictJob, target: Path) -> list[Path]:
-    """The files that a raster's map is made of."""
-    polygons = [_polygons_path(target)] if job.polygons else []
-    return [target, Path(f"{target}.aux.xml"), *_layer_paths(job, target).values(), *polygons]
-
-
-def _layer_paths(job: PredictJob, target: Path) -> dict[str, Path]:
-    """The rasters beside the map that are asked for, by their names."""
-    return {name: target.with_name(f"{target.stem}_{name}.tif") for name in PERCENT_LAYERS if getattr(job, name)}
-
-
-def _polygons_path(target: Path) -> Path:
-    return target.with_name(f"{target.stem}_polygons.gpkg")
-
-
-def _name(raster: str) -> str:
-    """A raster's name for people: without its folder, and without what follows a web address, which may be secret."""
-    return Path(raster.partition("?")[0]).name or raster
-
-
 def _stem(raster: str) -> str:
-    stem = _UNFIT.sub("_", Path(_name(raster)).stem).strip(" ._")
+    stem = _UNFIT.sub("_", Path(name_of(raster)).stem).strip(" ._")
     return stem.encode()[:_NAME_BYTES].decode(errors="ignore") or "raster"
-
-
-def _map_one(
-    job: PredictJob, runtime: Mapper, raster: str, target: Path, origin: Mapping[str, str], reporter: Reporter
-) -> dict[str, Any]:
-    """Writes what is wanted of one raster and describes it."""
-    start = time.monotonic()
-    info = describe(raster)
-    legend = legend_of(runtime.manifest.classes, job.unknown_below > 0)
-    _refuse_overwriting(job, info, target)
-    asked, polygons = _layer_paths(job, target), _polygons_path(target)
-    # Polygons need the confidence; where nobody else does, it is a file that comes and goes.
-    layers = asked if not job.polygons else {"confidence": part_of(target, ".confidence.tif")} | asked
-    check_target(target, info.height * info.width * (1 + len(layers)))
-    try:
-        shares = _write_map(job, runtime, info, target, layers, {**origin, "GEOPEFT_RASTER": _name(raster)}, reporter)
-        if job.polygons:
-            names = {entry["value"]: entry["name"] for entry in legend}
-            count = vectorize(target, layers["confidence"], names, polygons, reporter)
-            reporter.message(f"{count} polygons written.")
-    finally:
-        for path in set(layers.values()) - set(asked.values()):
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
-    _tell(job, _name(raster), shares, reporter)
-    return {
-        "raster": raster,
-        "class_raster": str(target),
-        **{name: str(asked[name]) if name in asked else None for name in PERCENT_LAYERS},
-        "polygons": str(polygons) if job.polygons else None,
-        "mapped_share": round(shares.mapped, 4),
-        "unknown_share": round(shares.unknown, 4),
-        "outside_share": round(shares.outside, 4) if shares.outside is not None else None,
-        "seconds": round(time.monotonic() - start, 2),
-        "classes": legend,
-    }
-
-
-@dataclass(frozen=True)
-class _Shares:
-    """Parts from 0 to 1.
-
-    Args:
-        mapped: of the raster.
-        unknown: of what is mapped, that is not sure enough.
-        outside: of what is mapped, that lies outside what the model has seen; None where that is not known.
-    """
-
-    mapped: float
-    unknown: float
-    outside: float | None
-
-
-def _tell(job: PredictJob, name: str, shares: _Shares, reporter: Reporter) -> None:
-    if shares.mapped == 0:
-        reporter.warn(f"{name} holds no pixel to map: the map is empty.")
-        return
-    if shares.outside is not None and shares.outside > MUCH_OUTSIDE:
-        reporter.warn(
-            f"{shares.outside:.0%} of {name} lies outside what the model has seen: do not trust the map there; label "
-            "some of it and train again."
-        )
-    if job.unknown_below > 0:
-        sure = f"the model is less than {job.unknown_below:g} % sure there"
-        reporter.message(f"{shares.unknown:.0%} of the map of {name} is unknown: {sure}.")
-
-
-def _refuse_overwriting(job: PredictJob, info: RasterInfo, target: Path) -> None:
-    """A raster may be made of other files, such as those behind a VRT."""
-    sources = {identity(path) for path in info.files} - {None}
-    for path in _written(job, target):
-        if identity(path) in sources:
-            message = f"The map of {info.path} would overwrite {path}, which it is made of."
-            raise JobError(message, "Choose another output.", "OUTPUT_IS_INPUT")
-
-
-def _write_map(
-    job: PredictJob,
-    runtime: Mapper,
-    info: RasterInfo,
-    target: Path,
-    layers: Mapping[str, Path],
-    origin: Mapping[str, str],
-    reporter: Reporter,
-) -> _Shares:
-    """Writes class raster and the layers beside it."""
-    clip = _Clip(job.aoi, info, reporter) if job.aoi else None
-    every_px = 1 if job.outside else _sparse_px(info)
-    mapped = judged = outside = 0
-    legend = legend_of(runtime.manifest.classes, job.unknown_below > 0)
-    with class_raster(target, layers, info, legend, origin, job.unknown_below / 100) as rows:
-        wanted = clip.touches if clip else None
-        for strip in map_raster(runtime, info, job.bands, reporter, wanted, every_px=every_px):
-            kept = strip.mapped & clip.inside(strip) if clip else strip.mapped
-            mapped += int(kept.sum())
-            if strip.dissimilarity is not None:
-                own = strip.dissimilarity[kept & np.isfinite(strip.dissimilarity)]
-                judged, outside = judged + own.size, outside + int((own > 1).sum())
-            rows.add(strip, kept)
-        still_same(info)
-    whole = info.height * info.width
-    return _Shares(mapped / whole, rows.unknown / max(mapped, 1), outside / judged if judged else None)
-
-
-def _sparse_px(info: RasterInfo) -> int:
-    """Rows and columns to step over so that enough pixels, and no more, tell what part of a raster lies outside."""
-    return min(max(math.isqrt(info.height * info.width // ENOUGH_PIXELS), 1), SPARSE_PX)
-
-
-class _Clip:
-    """The area of interest on one raster."""
-
-    def __init__(self, aoi: str, info: RasterInfo, reporter: Reporter) -> None:
-        try:
-            (self._shapes,) = read_area(aoi, [info], reporter)
-        except LabelError as error:
-            if error.code != "LABELS_OUTSIDE":
-                raise
-            message = f"{_name(info.path)} lies outside the area of interest {aoi}."
-            raise JobError(message, "Choose another area, or leave this raster out.", "AREA_OUTSIDE") from error
-
-    def touches(self, window: Window) -> bool:
-        """Whether any pixel centre of the window lies inside."""
-        return any(mask.any() for _, _, mask in self._shapes.masks(window))
-
-    def inside(self, strip: Strip) -> np.ndarray:
-        """(h, W) bool: pixels whose centre lies inside."""
-        height, width = strip.mapped.shape
-        inside = np.zeros((height, width), bool)
-        for _, where, mask in self._shapes.masks(Window(0, strip.row, width, height)):
-            inside[where] |= mask
-        return inside

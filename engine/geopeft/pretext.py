@@ -20,7 +20,7 @@ from geopeft.events import Reporter
 from geopeft.models.backbones.backbone import Backbone
 from geopeft.models.pretext_heads import Following, Reconstruction
 from geopeft.models.wavelengths import optical_wavelength
-from geopeft.training import multiplies_bfloat16
+from geopeft.training.learning import multiplies_bfloat16
 
 CHIPS_A_SCENE = 4
 HIDDEN_SHARE = 0.6

@@ -19,7 +19,7 @@ from geopeft.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
 from geopeft.errors import Canceled
 from geopeft.events import Reporter
 from geopeft.pretext import Task
-from geopeft.training import put, standing_in
+from geopeft.training.trainer import put, standing_in
 
 SCENES_A_STEP = 3
 # Full tuning at a higher rate loses more of what the start knows than a little imagery can give back: at 5e-5 and 3e-4

@@ -29,8 +29,8 @@ from geopeft.events import Reporter
 from geopeft.forest import fit_classical
 from geopeft.job import PreviewJob
 from geopeft.labelled_pixels import gather_tiles
+from geopeft.mapping.strips import Strip
 from geopeft.package import ClassInfo
-from geopeft.runtime import Strip
 from geopeft.scenes import Scene, Scenes
 from geopeft.texture_tiles import TILE_PX, TextureTiles, Tile, View
 from geopeft.watched import side_by_side, watched
@@ -97,19 +97,21 @@ def run(job: PreviewJob, reporter: Reporter, warm: Warm = WARM) -> dict[str, Any
     check_target(out)
     scene = warm.scenes.get(job.raster, job.bands, job.radiometry, reporter)
     window = _window(scene.info, job.extent)
-    factor = _factor(window, scene, job.max_pixels, warm.tiles)
+    factor = _factor(window, scene, job, warm.tiles)
     with open_decimated(scene.info, factor, scene.indexes) as reader:
         view = warm.scenes.view(scene, factor, reader)
         shown = window.at(factor, view.grid)
-        # First what needs no labels: where these cannot teach yet, the next ones will not have to wait for it.
-        for top, found in _strips(view, reader, shown, warm.tiles, reporter):
-            reporter.progress("features", top + len(found[0].valid), shown.row1 - shown.row0)
+        keep = shown.pixels * view.bytes_per_pixel <= EXTENT_SHARE * warm.tiles.budget_bytes
+        if keep:
+            # First what needs no labels: where these cannot teach yet, the next ones will not have to wait for it.
+            for top, found in _strips(view, reader, shown, warm.tiles, reporter):
+                reporter.progress("features", top + len(found[0].valid), shown.row1 - shown.row0)
         taught = _teach(job, view, reader, warm, reporter)
         confidence = out.with_name(f"{out.stem}_confidence.tif") if job.confidence else None
         layers = {"confidence": confidence} if confidence else {}
         legend = legend_of(taught.classes, False)
         with class_raster(out, layers, _cut(view.grid, shown), legend, {}) as written:
-            for strip in _mapped(view, reader, shown, taught.classical, warm.tiles, reporter):
+            for strip in _mapped(view, reader, shown, taught.classical, warm.tiles, reporter, keep):
                 written.add(strip, strip.mapped)
     still_same(scene.info)
     return {
@@ -139,10 +141,15 @@ def _window(info: RasterInfo, extent: tuple[float, ...]) -> Box:
     return Box(row0, col0, row1, col1)
 
 
-def _factor(window: Box, scene: Scene, max_pixels: int, tiles: TextureTiles) -> int:
-    """By how much the raster is seen from further away, so that neither time nor memory grow with the extent."""
-    most = int(EXTENT_SHARE * tiles.budget_bytes / scene.most_bytes_per_pixel)
-    return max(1, math.ceil(math.sqrt(window.pixels / max(min(max_pixels, most), 1))))
+def _factor(window: Box, scene: Scene, job: PreviewJob, tiles: TextureTiles) -> int:
+    """By how much the raster is seen from further away, so that neither time nor memory grow with the extent.
+
+    Where nobody says how many pixels are wanted, it is at most as many as can be kept for the next job.
+    """
+    most = job.max_pixels
+    if "max_pixels" not in job.model_fields_set:
+        most = min(most, int(EXTENT_SHARE * tiles.budget_bytes / scene.most_bytes_per_pixel))
+    return max(1, math.ceil(math.sqrt(window.pixels / max(most, 1))))
 
 
 def _cut(grid: RasterInfo, box: Box) -> RasterInfo:
@@ -225,13 +232,13 @@ def _cannot_teach(job: PreviewJob, view: View, missing: Sequence[str], reporter:
 
 
 def _strips(
-    view: View, reader: RasterReader, box: Box, tiles: TextureTiles, reporter: Reporter
+    view: View, reader: RasterReader, box: Box, tiles: TextureTiles, reporter: Reporter, keep: bool = True
 ) -> Iterator[tuple[int, list[Tile]]]:
     """(first row in the box, tiles from left to right, cut to the box) from top to bottom."""
     first, last = box.col0 // TILE_PX, -(-box.col1 // TILE_PX)
     for tile_row in range(box.row0 // TILE_PX, -(-box.row1 // TILE_PX)):
         reporter.check_canceled()
-        found = tiles.row(view, reader, tile_row, first, last - first, reporter.check_canceled)
+        found = tiles.row(view, reader, tile_row, first, last - first, reporter.check_canceled, keep)
         top = tile_row * TILE_PX
         rows = slice(max(box.row0 - top, 0), min(box.row1 - top, TILE_PX))
         cut = []
@@ -242,7 +249,13 @@ def _strips(
 
 
 def _mapped(
-    view: View, reader: RasterReader, box: Box, classical: Classical, tiles: TextureTiles, reporter: Reporter
+    view: View,
+    reader: RasterReader,
+    box: Box,
+    classical: Classical,
+    tiles: TextureTiles,
+    reporter: Reporter,
+    keep: bool,
 ) -> Iterator[Strip]:
     """The map of the box in strips."""
 
@@ -251,7 +264,7 @@ def _mapped(
         return classical.of_features(tile.features.reshape(-1, count).float().numpy()).reshape(height, width, -1)
 
     # The trees run on one core however many they are given, so it takes several tiles at once to use the others.
-    for top, strip in _strips(view, reader, box, tiles, reporter):
+    for top, strip in _strips(view, reader, box, tiles, reporter, keep):
         found = np.concatenate(side_by_side(probabilities, strip, torch.get_num_threads()), 1)
         valid = np.concatenate([tile.valid for tile in strip], 1)
         yield Strip(top, np.moveaxis(found, -1, 0), valid)

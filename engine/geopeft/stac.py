@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -11,6 +10,7 @@ from typing import Any
 
 from geopeft.models.spec import InputBand
 from geopeft.package import ClassInfo, Manifest
+from geopeft.writing import sha256_of
 
 _EXTENSIONS = "https://stac-extensions.github.io"
 MLM = f"{_EXTENSIONS}/mlm/v1.5.2/schema.json"
@@ -72,7 +72,7 @@ def stac_item(path: Path, manifest: Manifest, side_px: int) -> dict[str, Any]:
         "roles": ["mlm:model", "mlm:weights"],
         "mlm:artifact_type": artifact,
         "file:size": path.stat().st_size,
-        "file:checksum": _SHA256 + _sha256(path),
+        "file:checksum": _SHA256 + sha256_of(path),
         "bands": [_band(band) for band in spec.bands],
     }
     return {
@@ -130,7 +130,8 @@ def _output(classes: Sequence[ClassInfo], side_px: int) -> dict[str, Any]:
 
 def _band(band: InputBand) -> dict[str, Any]:
     wavelength = {} if band.wavelength_um is None else {"eo:center_wavelength": band.wavelength_um}
-    return {"name": band.name, **wavelength}
+    unit = {"unit": "dB"} if band.unit == "decibel" else {}
+    return {"name": band.name, **wavelength, **unit}
 
 
 def _hyperparameters(manifest: Manifest) -> dict[str, Any]:
@@ -159,8 +160,3 @@ def _slug(name: str, otherwise: str) -> str:
     """A name of letters, digits and a few signs, as the extensions ask for."""
     slug = re.sub(r"[^0-9A-Za-z_-]+", "_", name).strip("_-")
     return slug if re.fullmatch(r"[A-Za-z][0-9A-Za-z_-]+[0-9A-Za-z]", slug) else otherwise
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

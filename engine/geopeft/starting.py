@@ -22,8 +22,9 @@ from geopeft.data.memory import Memory
 from geopeft.models import SegmentationModel
 from geopeft.models.decoders import DECODERS
 from geopeft.models.spec import InputBand, ModelSpec
-from geopeft.runtime import BESIDE_NETWORK
-from geopeft.training import Pace
+from geopeft.models.texture import Texture, describe_texture
+from geopeft.runtime import BESIDE_NETWORK, PROJECTION
+from geopeft.training.trainer import Pace
 
 # A network whose trained part is larger is kept in its final state only.
 MOST_BYTES = 32 << 20
@@ -41,6 +42,7 @@ class Start:
         manifest: what it says of itself.
         state: its tensors, float32, as they were before the last steps.
         memory: where they had learned; None where the package does not say.
+        projection: (components, bands) of its texture; None where it has none.
     """
 
     path: Path
@@ -48,6 +50,7 @@ class Start:
     manifest: package.Manifest
     state: Mapping[str, Tensor]
     memory: Memory | None
+    projection: np.ndarray | None = None
 
     @classmethod
     def open(cls, path: Path) -> Start:
@@ -57,7 +60,7 @@ class Start:
         arrays = kept or {name: array for name, array in opened.weights.items() if name not in BESIDE_NETWORK}
         state = {name: torch.from_numpy(_full_precision(array)) for name, array in arrays.items()}
         sha256, memory = hashlib.sha256(path.read_bytes()).hexdigest(), Memory.from_arrays(opened.start)
-        return cls(path, sha256, opened.manifest, state, memory)
+        return cls(path, sha256, opened.manifest, state, memory, opened.weights.get(PROJECTION))
 
     def misfit(self, spec: ModelSpec, radiometry: str, classes: Sequence[LabelClass]) -> str:
         """Why a model of this make cannot start here; empty where it can."""
@@ -89,6 +92,14 @@ class Start:
             for band, earlier in zip(spec.bands, self.manifest.spec.bands, strict=True)
         )
         return spec.model_copy(update={"bands": bands})
+
+    def texture(self, spec: ModelSpec) -> Texture | None:
+        """The features of its forest for a `continued` make, so that forests of several such trainings can be taken
+        together; None where these would be others."""
+        wanted = describe_texture(spec.bands, spec.gsd_m)
+        if self.projection is None or self.projection.shape != (wanted.components, len(spec.bands)):
+            return None
+        return Texture(wanted, spec.bands, torch.from_numpy(self.projection))
 
     def new_classes(self, classes: Sequence[LabelClass]) -> list[str]:
         """Those that the earlier model does not know."""
@@ -145,8 +156,12 @@ class Start:
 
 
 def to_keep(model: SegmentationModel) -> dict[str, np.ndarray] | None:
-    """The trained part at half precision, for `package.write`; None where it is too large to be kept twice."""
-    state = model.trainable_state()
+    """The trained part as `kept_arrays` gives it."""
+    return kept_arrays(model.trainable_state())
+
+
+def kept_arrays(state: Mapping[str, Tensor]) -> dict[str, np.ndarray] | None:
+    """Tensors at half precision, for `package.write`; None where they are too large to be kept twice."""
     if sum(2 * tensor.numel() for tensor in state.values()) > MOST_BYTES:
         return None
     return {name: _half_precision(tensor.numpy()) for name, tensor in state.items()}

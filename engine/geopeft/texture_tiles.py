@@ -110,13 +110,21 @@ class TextureTiles:
         return self._bytes
 
     def row(
-        self, view: View, reader: RasterReader, row: int, first: int, count: int, before_run: Callable[[], None]
+        self,
+        view: View,
+        reader: RasterReader,
+        row: int,
+        first: int,
+        count: int,
+        before_run: Callable[[], None],
+        keep: bool = True,
     ) -> list[Tile]:
         """`count` tiles of a row of tiles from column `first` on; those that are not there are made.
 
         Args:
             reader: of the view's bands at its factor.
             before_run: called before each piece of work of some tens of milliseconds; may raise.
+            keep: those that are made are kept for the next time.
         """
         found = {col: self._tiles.get((view.key, row, col)) for col in range(first, first + count)}
         missing = [col for col, tile in found.items() if tile is None]
@@ -130,7 +138,8 @@ class TextureTiles:
         tiles = []
         for col, tile in found.items():
             if tile is not None:
-                self._keep((view.key, row, col), tile)
+                if keep:
+                    self._keep((view.key, row, col), tile)
                 tiles.append(tile)
         return tiles
 

@@ -338,6 +338,35 @@ def test_pretrain(job, raster_layer, tmp_path, wants_all):  # noqa: F811
 
 
 @pytest.mark.parametrize("wants_all", [False, True])
+def test_average(job, model, tmp_path, wants_all):
+    other = tmp_path / "other.geopeft"
+    other.write_bytes(b"PK")
+    parameters = {"MODELS": [model, str(other)], "OUTPUT": str(tmp_path / "mean.geopeft")}
+    if wants_all:
+        parameters.update(WEIGHTS="2, 0.5", FIGURES=str(tmp_path / "f.json"))
+    made = job("average", parameters)
+    assert list(faults(made, SCHEMA)) == []
+    assert (made["models"], made["out"]) == ([model, str(other)], str(tmp_path / "mean.geopeft"))
+    assert made["weights"] == ([2.0, 0.5] if wants_all else [])
+    assert made["json_file"] == (str(tmp_path / "f.json") if wants_all else "")
+
+
+@pytest.mark.parametrize("wants_all", [False, True])
+def test_distil(job, raster_layer, label_layer, model, tmp_path, wants_all):  # noqa: F811
+    parameters = {"MODEL": model, "RASTERS": [raster_layer], "OUTPUT": str(tmp_path / "small.geopeft")}
+    if wants_all:
+        parameters.update(
+            LABELS=label_layer, CLASS_FIELD="class", BACKGROUND="other", BANDS="red,4", LINE_WIDTH=2.5, SEED=7,
+            MAX_MINUTES=1.5, MAX_MEGAPIXELS=0.5, DEVICE="cpu", FIGURES=str(tmp_path / "f.json"),
+        )  # fmt: skip
+    made = job("distil", parameters)
+    assert list(faults(made, SCHEMA)) == []
+    assert (made["model"], made["out"]) == (model, str(tmp_path / "small.geopeft"))
+    assert (made["seed"], made["max_minutes"], made["max_megapixels"]) == ((7, 1.5, 0.5) if wants_all else (0, 0, 16))
+    assert ("labels" in made, made["bands"]) == ((True, ["red", "4"]) if wants_all else (False, []))
+
+
+@pytest.mark.parametrize("wants_all", [False, True])
 def test_preview(raster_layer, label_layer, tmp_path, wants_all):  # noqa: F811
     from geopeft_qgis.gui.preview import OPTIONS, preview_job
     from geopeft_qgis.layers import write_labels

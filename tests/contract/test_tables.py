@@ -20,6 +20,7 @@ from geopeft.models.decoders import DECODERS
 from geopeft.models.registry import SAR_UM, BackboneCard, load_builder
 from geopeft.models.segmentation import build_backbone
 from geopeft.models.spec import InputBand, ModelSpec
+from geopeft.onnx.translations import translations
 
 # A network of timm that is in no table: a row made on the fly keeps the same contract.
 NAMES = [*BACKBONES.names(), "resnet18", "vit_tiny_patch16_224"]
@@ -247,6 +248,11 @@ ONNX_ROWS = [
     ("galileo_nano", "vpt", "linear", 1.0),
     ("galileo_nano", "vit-adapter", "linear", 1.0),
     ("tf_efficientnet_lite0", "full", "linear", 2.0),
+    *(
+        pytest.param(name, "frozen", decoder, 1.0, marks=pytest.mark.slow)
+        for name in ("galileo_nano", "tf_efficientnet_lite0")
+        for decoder in ("fcn", "upernet", "rbf")
+    ),
 ]
 
 
@@ -272,6 +278,7 @@ def test_the_exported_model_is_the_model(
             input_names=["raw"],
             output_names=["logits"],
             dynamic_shapes={"raw": {0: torch.export.Dim("batch", min=1, max=64)}},
+            custom_translation_table=translations(),
             verbose=False,
         )
     assert program is not None

@@ -14,10 +14,12 @@ from geopeft.errors import PackageError
 from geopeft.events import Reporter
 from geopeft.forest import Pixels, fit_applicability, fit_classical
 from geopeft.job import parse
+from geopeft.mapping.strips import map_raster
+from geopeft.maps import one_map, parts
 from geopeft.models import build
 from geopeft.models.spec import InputBand, ModelSpec
 from geopeft.models.texture import Texture, describe_texture
-from geopeft.runtime import PROJECTION, SEEN_POINTS, SEEN_SCALE, Runtime, map_raster
+from geopeft.runtime import PROJECTION, SEEN_POINTS, SEEN_SCALE, Runtime
 
 MakeRaster = Callable[..., Path]
 SIZE = 96
@@ -133,7 +135,7 @@ def test_the_world_of_the_labels_is_inside_and_a_new_kind_of_ground_outside(
 def test_the_share_of_a_few_pixels_is_nearly_that_of_all(
     model: Path, make_raster: MakeRaster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(predict, "ENOUGH_PIXELS", 200)
+    monkeypatch.setattr(parts, "ENOUGH_PIXELS", 200)
     raster = make_raster(scene(3, sand=True), names=NAMES)
     few = run(model, raster, tmp_path / "a.tif")["outside_share"]
     assert few == pytest.approx(run(model, raster, tmp_path / "b.tif", outside=True)["outside_share"], abs=0.08)
@@ -162,7 +164,7 @@ def test_the_layer_is_what_every_window_alone_would_say(model: Path, make_raster
 def test_another_gain_as_of_another_sensor_is_warned_of(model: Path, make_raster: MakeRaster, tmp_path: Path) -> None:
     reporter = Reporter()
     raster = make_raster(scene(5, gain=1.8), names=NAMES)
-    assert run(model, raster, tmp_path / "map.tif", reporter)["outside_share"] > predict.MUCH_OUTSIDE
+    assert run(model, raster, tmp_path / "map.tif", reporter)["outside_share"] > one_map.MUCH_OUTSIDE
     assert any("label some of it and train again" in text for text in reporter.warnings)
 
 
@@ -204,7 +206,7 @@ def test_the_scene_of_the_labels_is_inside_its_neighbour_nearly_and_another_sens
     applicability = fit_applicability(labelled, rows[first] // 64 * 1000 + cols[first] // 64, 0)
     assert applicability is not None
     own, near, far = ((applicability.dissimilarity(seen_of(v)) > 1).mean() for v in (train, beside, amazon))
-    assert own < 0.1 and near < predict.MUCH_OUTSIDE and far > 0.9, (own, near, far)
+    assert own < 0.1 and near < one_map.MUCH_OUTSIDE and far > 0.9, (own, near, far)
 
 
 def test_entropy_and_unknown_follow_the_probabilities(model: Path, make_raster: MakeRaster, tmp_path: Path) -> None:

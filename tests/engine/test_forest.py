@@ -7,7 +7,18 @@ import torch
 from geopeft.classical import Classical
 from geopeft.data.chips import Chip, Site
 from geopeft.errors import PackageError
-from geopeft.forest import Pixels, _folds, _squares, fit_classical, fit_probe, gather_pixels, linear_share
+from geopeft.forest import (
+    MOST_PIXELS,
+    PIXELS_PER_CLASS,
+    Pixels,
+    _folds,
+    _sample,
+    _squares,
+    fit_classical,
+    fit_probe,
+    gather_pixels,
+    linear_share,
+)
 from geopeft.models import build
 from geopeft.models.spec import InputBand, ModelSpec
 from geopeft.models.texture import Texture, describe_texture
@@ -214,7 +225,17 @@ def test_a_probe_sees_each_pixel_with_the_features_of_its_place() -> None:
 def test_of_many_squares_a_bounded_number_is_read_but_every_class_stays() -> None:
     sites = [site(0, i, [(0, 64 * i)]) for i in range(50)] + [site(1, 99, [(640, 0)])]
     chosen = {number: own.points for number, own in enumerate(sites)}
-    for seed in range(5):
-        kept = _squares(sites, chosen, 64, 10, np.random.default_rng(seed))
-        assert len(kept) <= 11
-        assert {sites[n].class_index for _, own in kept for n in own[:, 0]} == {0, 1}
+    kept = _squares(sites, chosen, 64, 10)
+    assert len(kept) <= 11
+    assert {sites[n].class_index for _, own in kept for n in own[:, 0]} == {0, 1}
+    one_less = {number: points for number, points in chosen.items() if number != kept[0][1][0, 0]}
+    others = [key for key, _ in kept[1:]]
+    assert len(set(others) & {key for key, _ in _squares(sites, one_less, 64, 10)}) >= 8, "the same, but for one or two"
+
+
+@pytest.mark.parametrize(("classes", "each"), [(3, PIXELS_PER_CLASS), (50, MOST_PIXELS // 50)])
+def test_many_classes_share_a_bounded_number_of_pixels(classes: int, each: int) -> None:
+    points = np.argwhere(np.ones((60, 60)))
+    sites = [Site(0, index, index, points, len(points)) for index in range(classes)]
+    chosen = _sample(sites, classes, np.random.default_rng(0))
+    assert [len(own) for own in chosen.values()] == [each] * classes

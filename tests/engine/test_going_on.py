@@ -17,13 +17,14 @@ import pytest
 import rasterio
 import shapely
 import torch
-from geopeft import checkpoint, fit, forest, holdout, judging, package, starting, training
+from geopeft import checkpoint, fit, forest, holdout, judging, package, starting
 from geopeft.checkpoint import Checkpoint, checkpoint_path
 from geopeft.errors import Canceled, JobError, OutputError, PackageError
 from geopeft.events import Reporter
 from geopeft.job import parse
-from geopeft.models import build
+from geopeft.models import SegmentationModel, build
 from geopeft.package import Package
+from geopeft.training import learning, trainer
 from rasterio.windows import Window
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -33,7 +34,7 @@ SIZE, FIELD_PX = 320, 40
 CLASSES = ("forest", "field", "water")
 # As little work as will do.
 QUICK: dict[Any, dict[str, Any]] = {
-    training: {"BATCH": 1, "EVALUATE_EVERY": 5},
+    trainer: {"BATCH": 1, "EVALUATE_EVERY": 5},
     holdout: {"MAX_VALIDATION_CHIPS": 3},
     forest: {"TREES": 2, "FOLD_TREES": 1},
 }
@@ -192,7 +193,7 @@ def test_a_stop_in_the_validation_does_not_wait_for_its_end(
     folder = tmp_path / "run"
     folder.mkdir()
     seen = []
-    logits = training.Trainer._logits
+    logits = trainer.Trainer._logits
 
     def watched(self: Any, chip: Any) -> Any:
         seen.append(self._at.step)
@@ -200,7 +201,7 @@ def test_a_stop_in_the_validation_does_not_wait_for_its_end(
             (folder / "stop").touch()
         return logits(self, chip)
 
-    monkeypatch.setattr(training.Trainer, "_logits", watched)
+    monkeypatch.setattr(trainer.Trainer, "_logits", watched)
     run(reporter=Reporter(folder=folder), steps=100)
     chips = seen.count(0)
     assert chips > 1
@@ -216,9 +217,9 @@ def test_a_fit_that_was_canceled_goes_on_to_the_same_weights(
     run: Fit, tmp_path: Path, adapter: str, trusts: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fit, "TRUSTED_PLACES", 0 if trusts else 1000)
-    loss = training.balanced_cross_entropy
+    loss = learning.balanced_cross_entropy
     # As dropout would, this asks torch for random numbers.
-    monkeypatch.setattr(training, "balanced_cross_entropy", lambda *parts: loss(*parts) * (1 + torch.rand(())))
+    monkeypatch.setattr(learning, "balanced_cross_entropy", lambda *parts: loss(*parts) * (1 + torch.rand(())))
     fields: dict[str, Any] = {"adapter": adapter, "backbone": "tf_efficientnet_lite0", "steps": 8}
     whole = run("whole", **fields)
     total, best = (whole.manifest.hyperparameters[name] for name in ("steps", "best_step"))
@@ -237,11 +238,42 @@ def test_a_fit_that_was_canceled_goes_on_to_the_same_weights(
     assert left_in(tmp_path) == ["m.geopeft", "whole.geopeft"]
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [{"backbone": "tf_efficientnet_lite0"}, {"backbone": "geopeft_small", "last_blocks": 1}],
+    ids=["adapter that waits", "last block"],
+)
+def test_a_fit_ends_with_the_same_weights_whether_its_features_were_kept_already_or_not(
+    run: Fit, tmp_path: Path, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[int] = []
+    for name in ("encode", "begin"):
+        plain = getattr(SegmentationModel, name)
+
+        def watched(self: Any, *parts: Any, plain: Any = plain) -> Any:
+            computed.append(len(parts[0]))
+            return plain(self, *parts)
+
+        monkeypatch.setattr(SegmentationModel, name, watched)
+    (tmp_path / "file").touch()
+    fits, counts = [], []
+    folders = ("one", "one", "file") if "last_blocks" in fields else ("one", "one")
+    for number, folder in enumerate(folders):
+        monkeypatch.setenv("GEOPEFT_FEATURES", str(tmp_path / folder))
+        computed.clear()
+        fits.append(run(f"m{number}", adapter="lora", rank=2, **fields))
+        counts.append(len(computed))
+    assert all(same(fits[0], other) for other in fits[1:])
+    # Behind the first blocks nothing has to be computed; an adapter that waits does so for two of six steps.
+    assert counts[1] == 0 if "last_blocks" in fields else counts[1] < counts[0] - 3
+    assert counts[0] < counts[-1] or "last_blocks" not in fields
+
+
 def test_a_cancel_between_chips_of_the_validation_changes_nothing(
     run: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run("whole", steps=7)
-    logits, seen = training.Trainer._logits, []
+    logits, seen = trainer.Trainer._logits, []
 
     def watched(self: Any, chip: Any) -> Any:
         seen.append(self._at.step)
@@ -250,7 +282,7 @@ def test_a_cancel_between_chips_of_the_validation_changes_nothing(
         return logits(self, chip)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.Trainer, "_logits", watched)
+        patch.setattr(trainer.Trainer, "_logits", watched)
         with pytest.raises(Canceled):
             run(steps=7)
     assert same(whole, run(steps=7))
@@ -263,7 +295,7 @@ def test_a_fit_that_was_killed_goes_on_from_its_last_checkpoint(run: Fit, scene:
     whole = run("whole", **fields)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "job.json").write_text(json.dumps(job_of(scene, tmp_path / "m.geopeft", **fields)))
-    settings = {**QUICK, checkpoint: {"MOST_TIME": 1e9}, training: {**QUICK[training], "CHECKPOINT_S": 0.0}}
+    settings = {**QUICK, checkpoint: {"MOST_TIME": 1e9}, trainer: {**QUICK[trainer], "CHECKPOINT_S": 0.0}}
     code = "import sys, importlib, torch; from geopeft import __main__\n"
     # Sums of another number of threads are rounded otherwise.
     code += f"torch.set_num_threads({torch.get_num_threads()})\n"
@@ -337,7 +369,7 @@ def test_a_training_outlives_a_disk_that_has_no_room_for_checkpoints(
     def full(self: Checkpoint, *rest: Any) -> None:
         raise OutputError("The disk is full: x.", "Free some space.", "DISK_FULL")
 
-    monkeypatch.setattr(training, "CHECKPOINT_S", 0.0)
+    monkeypatch.setattr(trainer, "CHECKPOINT_S", 0.0)
     monkeypatch.setattr(Checkpoint, "save", full)
     reporter = Reporter()
     assert run(reporter=reporter).manifest.metrics["miou"]["value"] is not None

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
-from geopeft import __main__, holding, predict, writing
+from geopeft import __main__, holding, writing
 from geopeft.__main__ import _unexpected
 from geopeft.errors import OutputError, RasterError, is_out_of_memory
 from geopeft.events import Reporter
 from geopeft.holding import hold, part_of
 from geopeft.job import parse
+from geopeft.mapping.strips import Batch, Mapping, Seen
 from geopeft.writing import write_bytes
 from test_predict import NAMES, VALUES, model, run  # noqa: F401
 
@@ -117,15 +118,14 @@ def test_a_raster_that_is_overwritten_while_it_is_mapped_gives_no_map(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     raster = make_raster(VALUES, "a.tif", names=NAMES)
-    real = predict.map_raster
+    real = Mapping.look
 
-    def overwritten(*arguments: Any, **options: Any) -> Any:
-        for strip in real(*arguments, **options):
-            with rasterio.open(raster, "r+") as file:
-                file.write(VALUES[:, ::-1])
-            yield strip
+    def overwritten(self: Mapping, batch: Batch) -> Seen:
+        with rasterio.open(raster, "r+") as file:
+            file.write(VALUES[:, ::-1])
+        return real(self, batch)
 
-    monkeypatch.setattr(predict, "map_raster", overwritten)
+    monkeypatch.setattr(Mapping, "look", overwritten)
     with pytest.raises(RasterError) as caught:
         run(model, [raster], tmp_path / "map.tif")
     assert caught.value.code == "RASTER_CHANGED"

@@ -283,7 +283,7 @@ def test_windows_equal_the_model_on_the_whole_raster(scene: Path) -> None:
     """The scratch network sees 50 px around a pixel at most; farther from window edges nothing may differ."""
     runtime = Runtime.open(scene / "model.geopeft", "cpu", "", Reporter())
     from geopeft.data.raster import describe
-    from geopeft.runtime import map_raster
+    from geopeft.mapping.strips import map_raster
 
     with rasterio.open(scene / "scene.tif") as source:
         values = source.read().astype(np.float32)
@@ -300,7 +300,7 @@ def test_windows_equal_the_model_on_the_whole_raster(scene: Path) -> None:
 
 def test_one_window_is_exactly_the_model(scene: Path, tmp_path: Path) -> None:
     from geopeft.data.raster import describe
-    from geopeft.runtime import map_raster
+    from geopeft.mapping.strips import map_raster
 
     runtime = Runtime.open(scene / "model.geopeft", "cpu", "", Reporter())
     side = runtime.window_px - 3

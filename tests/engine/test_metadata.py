@@ -14,12 +14,13 @@ import rasterio
 import rasterio.warp
 import shapely
 import torch
-from geopeft import evaluate, fit, forest, holdout, package, predict, training
+from geopeft import evaluate, fit, forest, holdout, package, predict
 from geopeft.baselines import build_unet
 from geopeft.data.raster import describe
 from geopeft.errors import BandError, JobError
 from geopeft.events import Reporter
 from geopeft.job import parse
+from geopeft.mapping.strips import map_raster
 from geopeft.models import build
 from geopeft.models.backbones import BACKBONES
 from geopeft.models.backbones.galileo import GalileoBackbone
@@ -27,7 +28,8 @@ from geopeft.models.spec import InputBand, ModelSpec
 from geopeft.onnx import export
 from geopeft.package import Package
 from geopeft.prepare import prepare
-from geopeft.runtime import Runtime, map_raster
+from geopeft.runtime import Runtime
+from geopeft.training import trainer
 
 torch.set_num_threads(1)
 SIZE, FIELD_PX = 96, 24
@@ -40,7 +42,7 @@ Fit = Callable[..., Package]
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """As little work as will do."""
     for module, values in {
-        training: {"BATCH": 2}, holdout: {"MAX_VALIDATION_CHIPS": 3}, forest: {"TREES": 2, "FOLD_TREES": 1},
+        trainer: {"BATCH": 2}, holdout: {"MAX_VALIDATION_CHIPS": 3}, forest: {"TREES": 2, "FOLD_TREES": 1},
     }.items():  # fmt: skip
         for name, value in values.items():
             monkeypatch.setattr(module, name, value)

@@ -12,6 +12,7 @@ from geopeft import __version__, package, predict
 from geopeft.errors import Canceled, GeopeftError
 from geopeft.events import Reporter
 from geopeft.job import parse
+from geopeft.maps import one_map, parts
 from geopeft.models import build
 from geopeft.models.spec import InputBand, ModelSpec
 
@@ -92,7 +93,7 @@ def test_a_raster_that_fails_is_listed_and_the_others_are_mapped(
 def test_an_unexpected_error_of_one_raster_does_not_stop_the_rest(
     model: Path, three: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    real = predict.describe
+    real = one_map.describe
 
     def describe(path: str) -> Any:
         if path == str(three[0]):
@@ -101,7 +102,7 @@ def test_an_unexpected_error_of_one_raster_does_not_stop_the_rest(
             raise ZeroDivisionError("what")
         return real(path)
 
-    monkeypatch.setattr(predict, "describe", describe)
+    monkeypatch.setattr(one_map, "describe", describe)
     outputs = run(model, three, tmp_path / "maps")
     assert [failure["code"] for failure in outputs["failures"]] == ["OUT_OF_MEMORY", "INTERNAL"]
     assert len(outputs["rasters"]) == 1
@@ -211,7 +212,7 @@ def test_what_a_vrt_is_made_of_is_never_replaced(model: Path, make_raster: MakeR
 )
 def test_any_raster_gives_a_name_that_a_file_can_have(raster: str, stem: str) -> None:
     assert predict._stem(raster) == stem
-    assert "CRET" not in predict._name(raster), "an address may hold a key, which must not get into a file's tags"
+    assert "CRET" not in parts.name_of(raster), "an address may hold a key, which must not get into a file's tags"
 
 
 @pytest.mark.fault("P09", "T05")
@@ -241,7 +242,7 @@ def test_polygons_leave_no_confidence_that_nobody_asked_for(
 
     run(model, three[:1], tmp_path / "maps", confidence=True)
     before = (tmp_path / "maps" / "a_map_confidence.tif").read_bytes()
-    monkeypatch.setattr(predict, "vectorize", fail)
+    monkeypatch.setattr(one_map, "vectorize", fail)
     with pytest.raises(GeopeftError, match="no polygons"):
         run(model, three[:1], tmp_path / "maps", confidence=confidence, polygons=True)
     names = sorted(path.name for path in (tmp_path / "maps").iterdir())

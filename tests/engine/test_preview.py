@@ -221,6 +221,15 @@ def test_memory_is_bounded_and_changes_little(ask: Callable[..., dict[str, Any]]
     assert (read(outputs) == read(ask(max_pixels=SIDE * SIDE // 4))).mean() > 0.97
 
 
+def test_as_many_pixels_as_are_asked_for_are_mapped_without_more_memory(ask: Callable[..., dict[str, Any]]) -> None:
+    tight = Warm(TextureTiles(3_000_000))
+    outputs = ask(warm=tight, max_pixels=SIDE * SIDE)
+    assert outputs["factor"] == 1
+    # What the labels were seen in is kept, and not what is only mapped.
+    assert 0 < tight.tiles.size_bytes < 1_500_000
+    assert (read(outputs) == read(ask(max_pixels=SIDE * SIDE))).all()
+
+
 def test_bands_that_lack_data_are_left_out(make_raster: MakeFile, make_labels: MakeFile, tmp_path: Path) -> None:
     values, _ = world()
     values[1, 100:200] = 0

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from geopeft.runtime import blend_weights, fill_invalid, window_starts
+from geopeft.mapping.windows import blend_weights, window_starts
+from geopeft.runtime import fill_invalid
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -18,7 +18,9 @@ def run(name, parameters, feedback=None, context=None):
 def test_provider_lists_the_algorithms(provider):
     assert sorted(a.id() for a in provider.algorithms()) == [
         "geopeft:area",
+        "geopeft:average",
         "geopeft:compare",
+        "geopeft:distil",
         "geopeft:evaluate",
         "geopeft:example",
         "geopeft:export",
@@ -226,6 +228,19 @@ def test_pretrain_gives_the_backbone_and_its_loss(provider, fake_engine, raster_
     assert feedback.percents[-1] == 100
 
 
+@pytest.mark.parametrize("has_labels", [False, True])
+def test_a_small_model_has_an_accuracy_only_where_labels_are_given(
+    provider, fake_engine, raster_layer, label_layer, tmp_path, has_labels
+):
+    model, feedback = tmp_path / "m.geopeft", Feedback()
+    model.write_bytes(b"PK")
+    parameters = {"MODEL": str(model), "RASTERS": [raster_layer], "OUTPUT": str(tmp_path / "small.geopeft")}
+    result = run("geopeft:distil", {**parameters, **({"LABELS": label_layer} if has_labels else {})}, feedback)
+    assert Path(result["OUTPUT"]).is_file() and result["FIGURES"] is None
+    assert (result["AGREEMENT"], result["MIOU"]) == (0.97, 0.74 if has_labels else None)
+    assert feedback.percents[-1] == 100
+
+
 def test_a_report_needs_only_a_model(provider, fake_engine, tmp_path):
     model = tmp_path / "m.geopeft"
     model.write_bytes(b"PK")
@@ -267,3 +282,16 @@ def test_a_map_that_is_not_there_is_said_before_the_engine_is_started(provider, 
     with pytest.raises(QgsProcessingException):
         run("geopeft:compare", parameters, feedback)
     assert any("none.tif. Choose a model (.geopeft) or a raster of classes." in text for text in feedback.said)
+
+
+def test_average_gives_the_model_and_what_was_lost(provider, fake_engine, tmp_path):
+    models = [tmp_path / "a.geopeft", tmp_path / "b.geopeft"]
+    for model in models:
+        model.write_bytes(b"PK")
+    parameters = {"MODELS": [str(model) for model in models], "OUTPUT": str(tmp_path / "mean.geopeft")}
+    result = run("geopeft:average", parameters)
+    assert Path(result["OUTPUT"]).is_file() and result["LOST"] == 0.02
+    with pytest.raises(QgsProcessingException, match="The weight two is no number above 0"):
+        run("geopeft:average", {**parameters, "WEIGHTS": "1, two"})
+    with pytest.raises(QgsProcessingException):
+        run("geopeft:average", {**parameters, "MODELS": [str(models[0])]})

@@ -210,6 +210,13 @@ def test_the_environment_of_qgis_does_not_reach_the_engine(tmp_path, monkeypatch
     assert (seen["PYTHONUTF8"], seen["PYTHONNOUSERSITE"]) == ("1", "1")
 
 
+def test_the_keys_of_stores_that_rasters_lie_in_reach_the_engine():
+    keys = ("AWS_ACCESS_KEY_ID", "AWS_S3_ENDPOINT", "AZURE_STORAGE_ACCOUNT", "AZURE_NO_SIGN_REQUEST",
+            "GS_NO_SIGN_REQUEST", "GOOGLE_APPLICATION_CREDENTIALS", "OSS_ENDPOINT", "SWIFT_AUTH_TOKEN")  # fmt: skip
+    seen = child_environment({**dict.fromkeys(keys, "x"), "GDAL_HTTP_HEADERS": "x", "AZURE_CLIENT_SECRET": "x"})
+    assert {name for name, value in seen.items() if value == "x"} == set(keys)
+
+
 def test_qgis_folders_leave_the_path_on_windows(monkeypatch):
     monkeypatch.setattr(engine_process.os, "pathsep", ";")
     monkeypatch.setattr(engine_process, "_is_windows", lambda: True)

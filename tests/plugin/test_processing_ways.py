@@ -54,6 +54,12 @@ WAYS = {
         ["RUNS", "FAILED"],
     ),
     "pretrain": (["RASTERS={raster}", "OUTPUT=b.safetensors"], ["OUTPUT"], ["LOSS", "STEPS_DONE"]),
+    "average": (["MODELS={model}", "MODELS={model}", "OUTPUT=mean.geopeft"], ["OUTPUT"], ["LOST"]),
+    "distil": (
+        ["MODEL={model}", "RASTERS={raster}", "LABELS={labels}", "OUTPUT=small.geopeft"],
+        ["OUTPUT"],
+        ["AGREEMENT", "MIOU"],
+    ),
 }
 
 

@@ -21,10 +21,10 @@ from shapely.geometry.base import BaseGeometry
 from geopeft.data.bands import Band, resolve_bands, select_bands
 from geopeft.data.labels import IGNORE, Labels, read_labels
 from geopeft.data.raster import RasterInfo, RasterReader, describe, open_raster
+from geopeft.data.scattered import scattered
 from geopeft.events import Reporter
 from geopeft.forest import Pixels
 from geopeft.job import AdviceJob
-from geopeft.labelled_pixels import scattered
 from geopeft.models.backbones import BACKBONES
 from geopeft.models.choose import input_bands
 from geopeft.models.spec import InputBand

@@ -19,8 +19,9 @@ from geopeft.data.raster import RasterInfo, describe, open_raster
 from geopeft.data.raster_labels import raster_classes, unlabelled_values
 from geopeft.errors import RasterError
 from geopeft.events import Reporter
+from geopeft.mapping.strips import map_raster
 from geopeft.package import read
-from geopeft.runtime import Runtime, map_raster
+from geopeft.runtime import Runtime
 from geopeft.writing import check_target, whole_raster
 
 MODEL_SUFFIX = ".geopeft"

@@ -15,6 +15,8 @@ from rasterio.windows import Window
 
 from geopeft.data.acquisition import Chronicle, Whereabouts
 from geopeft.data.bands import Band
+from geopeft.data.batches import Batch
+from geopeft.data.few_windows import Few, few_windows
 from geopeft.data.labels import IGNORE, Labels
 from geopeft.data.raster import RasterInfo, open_raster
 
@@ -262,12 +264,19 @@ class ChipSampler:
         sites: the places that teach.
         held_out: (raster index, group) of the places whose pixels must not teach.
         size_px: side of the chips.
+        few: the first chips come from few windows; None: from anywhere.
     """
 
     def __init__(
-        self, reader: ChipReader, sites: Sequence[Site], held_out: Sequence[tuple[int, int]], size_px: int, seed: int
+        self,
+        reader: ChipReader,
+        sites: Sequence[Site],
+        held_out: Sequence[tuple[int, int]],
+        size_px: int,
+        seed: int,
+        few: Few | None = None,
     ) -> None:
-        self._reader, self._size = reader, size_px
+        self._reader, self._size, self._drawn = reader, size_px, 0
         self._rng = np.random.default_rng(seed)
         self._held = {
             raster: np.array(sorted(g for r, g in held_out if r == raster), np.int64) for raster, _ in held_out
@@ -276,39 +285,75 @@ class ChipSampler:
         self._sites = {c: [site for site in sites if site.class_index == c] for c in self._classes}
         roots = {c: np.sqrt([site.pixels for site in own]) for c, own in self._sites.items()}
         self._odds = {c: root / root.sum() for c, root in roots.items()}
+        self._few, self._windows = few, self._find_windows(few.windows) if few is not None else {}
 
     @property
     def random_state(self) -> dict[str, Any]:
         """Where the drawing is, as JSON can hold it; setting it goes on from there."""
-        return dict(self._rng.bit_generator.state)
+        return {**self._rng.bit_generator.state, "drawn": self._drawn}
 
     @random_state.setter
     def random_state(self, state: dict[str, Any]) -> None:
-        self._rng.bit_generator.state = state
+        self._drawn = state["drawn"]
+        self._rng.bit_generator.state = {name: value for name, value in state.items() if name != "drawn"}
 
-    def batch(self, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(values (B, C, s, s) float32, valid (B, s, s) bool, class ids (B, s, s) uint8), turned at random (D4)."""
-        return self.told_batch(count)[0]
+    def draw(self, count: int) -> Batch:
+        """So many chips, each turned at random (D4)."""
+        if self._few is not None and (self._few.chips is None or self._drawn < self._few.chips):
+            marks = [self._known() for _ in range(count)]
+        else:
+            places = [self._anywhere() for _ in range(count)]
+            marks = [
+                (*place, int(number)) for place, number in zip(places, self._rng.integers(0, 8, count), strict=True)
+            ]
+        self._drawn += count
+        chips = [self._read(*mark[:3]) for mark in marks]
+        turns = [mark[3] for mark in marks]
+        return Batch(
+            values=np.stack([turn(chip.values, n) for chip, n in zip(chips, turns, strict=True)]),
+            valid=np.stack([turn(chip.valid, n) for chip, n in zip(chips, turns, strict=True)]),
+            class_ids=np.stack([turn(chip.class_ids, n) for chip, n in zip(chips, turns, strict=True)]),
+            taken=whereabouts_of(chips),
+            marks=tuple(marks),
+        )
 
-    def told_batch(self, count: int) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], Whereabouts | None]:
-        """A batch, and when and where its chips were taken, where the reader tells."""
-        chips = [self._draw() for _ in range(count)]
-        turns = self._rng.integers(0, 8, count)
-        values = np.stack([turn(chip.values, n) for chip, n in zip(chips, turns, strict=True)])
-        valid = np.stack([turn(chip.valid, n) for chip, n in zip(chips, turns, strict=True)])
-        class_ids = np.stack([turn(chip.class_ids, n) for chip, n in zip(chips, turns, strict=True)])
-        return (values, valid, class_ids), whereabouts_of(chips)
-
-    def _draw(self) -> Chip:
+    def _site(self) -> tuple[int, int]:
+        """A class, and the position of one of its places."""
         class_index = self._classes[self._rng.integers(len(self._classes))]
-        own = self._sites[class_index]
-        site = own[self._rng.choice(len(own), p=self._odds[class_index])]
+        return class_index, self._rng.choice(len(self._sites[class_index]), p=self._odds[class_index])
+
+    def _anywhere(self) -> tuple[int, int, int]:
+        """Raster index, row and column of a chip."""
+        class_index, at = self._site()
+        site = self._sites[class_index][at]
         point = site.points[self._rng.integers(len(site.points))]
         row, col = (int(p) - int(self._rng.integers(self._size)) for p in point)
-        shape = self._reader.infos[site.raster_index].geobox.shape
-        row, col = (_inside(start, self._size, length) for start, length in zip((row, col), shape, strict=True))
-        chip = self._reader.read(site.raster_index, row, col, self._size, self._size)
-        held = self._held.get(site.raster_index)
+        return self._within(site.raster_index, row, col)
+
+    def _known(self) -> tuple[int, int, int, int]:
+        """Mark of one of the few windows."""
+        class_index, at = self._site()
+        windows = self._windows[class_index][at]
+        row, col, number = windows[self._rng.integers(len(windows))].tolist()
+        return *self._within(self._sites[class_index][at].raster_index, row, col), number
+
+    def _within(self, raster_index: int, row: int, col: int) -> tuple[int, int, int]:
+        rows, cols = self._reader.infos[raster_index].geobox.shape
+        return raster_index, _inside(row, self._size, rows), _inside(col, self._size, cols)
+
+    def _find_windows(self, count: int) -> dict[int, list[np.ndarray]]:
+        """For each class those of its places."""
+        every = [site for c in self._classes for site in self._sites[c]]
+        odds = np.concatenate([self._odds[c] for c in self._classes]) / len(self._classes)
+        shapes = [info.geobox.shape for info in self._reader.infos]
+        points, rasters = [site.points for site in every], [site.raster_index for site in every]
+        found = iter(few_windows(points, rasters, odds, shapes, self._size, count))
+        return {c: [next(found) for _ in self._sites[c]] for c in self._classes}
+
+    def _read(self, raster_index: int, row: int, col: int) -> Chip:
+        """A chip, not turned, that says nothing of places that must not teach."""
+        chip = self._reader.read(raster_index, row, col, self._size, self._size)
+        held = self._held.get(raster_index)
         if held is not None:
             taught = ~np.isin(groups_of(chip, row, col), held)
             chip = replace(chip, class_ids=np.where(taught, chip.class_ids, IGNORE).astype(np.uint8))

@@ -30,6 +30,7 @@ from rasterio.windows import Window
 
 from geopeft.data.bands import Band as Band
 from geopeft.data.bands import BandFacts, is_not_spectral, name_bands
+from geopeft.data.holes import Holes
 from geopeft.data.radar import is_power, is_radar, to_decibels
 from geopeft.data.raster_sources import HTTP_OPTIONS, archive_of, check_source, check_vrt, identity, is_plain, is_remote
 from geopeft.errors import GeopeftError, RasterError, is_out_of_memory, out_of_memory
@@ -218,6 +219,7 @@ class RasterReader:
         kinds = [info.dtypes[position[index]] for index in self._indexes if info.dtypes]
         # rasterio reads several bands at once only where they have one type.
         self._common_type = np.result_type(*kinds) if len(set(kinds)) > 1 else None
+        self._holes = Holes(dataset, info.block_shape, self._telling_band(kinds) if info.driver == "GTiff" else 0)
 
     def read(self, window: Window) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Values (C, h, w) in raster units, linear radar power in decibels, and valid mask (h, w) of a window, which
@@ -253,6 +255,17 @@ class RasterReader:
             values[inside][~good] = 0
             valid[inside] = good
         return values, valid
+
+    def is_missing(self, window: Window) -> bool:
+        """Whether the file says, without being read there, that no pixel of the window is valid."""
+        return self._holes.cover(window)
+
+    def _telling_band(self, kinds: Sequence[str]) -> int:
+        """Number of a band whose blocks hold nodata where the file lacks them; 0 where there is none."""
+        for index, kind, nodata in zip(self._indexes, kinds, self._nodatas, strict=False):
+            if _representable(nodata, np.dtype(kind)) is not None:
+                return index
+        return 0
 
     def read_native(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Values in the bands' (common) data type and valid mask, both (C, h, w), of a window inside the raster."""
@@ -570,10 +583,13 @@ def _gsd_m(geobox: GeoBox, crs: CRS) -> float:
 
 
 def _probe(info: RasterInfo, dataset: Any) -> None:
-    """Reads first, last and up to 16 blocks between: a truncated file opens without complaint."""
+    """Reads first, last and up to 16 blocks between: a truncated file opens without complaint.
+
+    Over a network, where each may cost a request, one between.
+    """
     rows, cols = info.block_shape
     down, across = -(-info.height // rows), -(-info.width // cols)
-    numbers = np.unique(np.linspace(0, down * across - 1, 18).astype(np.int64))
+    numbers = np.unique(np.linspace(0, down * across - 1, 3 if is_remote(info.path) else 18).astype(np.int64))
     first, last = info.bands[0].index, info.bands[-1].index
     for number in numbers.tolist():
         row, col = (number // across) * rows, (number % across) * cols

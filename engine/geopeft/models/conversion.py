@@ -6,7 +6,6 @@ and writes one file: an audit hook ends whatever else is tried, so that a hole i
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
 import os
 import sys
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from geopeft.errors import is_out_of_memory, out_of_memory
 from geopeft.watched import end_with_parent
-from geopeft.writing import check_target, write_bytes
+from geopeft.writing import check_target, sha256_of, write_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,13 +51,17 @@ def converted(path: Path, sha256: str, folder: Path) -> Path:
         DeviceError: the memory does not suffice.
     """
     target, record = folder / f"{sha256}.safetensors", folder / f"{sha256}.sha256"
-    if target.is_file() and record.is_file() and record.read_text(encoding="ascii", errors="replace") == _sum(target):
+    if (
+        target.is_file()
+        and record.is_file()
+        and record.read_text(encoding="ascii", errors="replace") == sha256_of(target)
+    ):
         return target
     check_target(target, path.stat().st_size)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".converting-") as scratch:
         part = Path(scratch) / target.name
         _in_child(path, part, sha256)
-        digest = _sum(part)
+        digest = sha256_of(part)
         os.replace(part, target)
     write_bytes(record, digest.encode("ascii"))
     return target
@@ -147,8 +150,3 @@ def _lock_down(part: str, source_bytes: int) -> None:
 
 def _refuse(what: str) -> NoReturn:
     raise PermissionError(f"a checkpoint tried what it may not: {what}")
-
-
-def _sum(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import http.client
 import os
 import ssl
@@ -20,6 +19,7 @@ from urllib.parse import urlsplit
 from geopeft.errors import OutputError, WeightsError
 from geopeft.events import Reporter
 from geopeft.models.registry import WeightsSource
+from geopeft.writing import sha256_of
 
 HUB = "https://huggingface.co"
 OFFLINE = "GEOPEFT_OFFLINE"  # set to anything: no download is tried
@@ -57,11 +57,11 @@ def download(source: WeightsSource, target: Path, reporter: Reporter, hub: str =
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _alone(part, reporter):
-            if target.is_file() and file_digest(target) == source.sha256:
+            if target.is_file() and sha256_of(target) == source.sha256:
                 return  # another process fetched it while this one waited
             continued = part.exists()
             _receive_all(url, part, source, reporter)
-            if file_digest(part) != source.sha256 and continued:
+            if sha256_of(part) != source.sha256 and continued:
                 # What an earlier run left may have been another file's beginning.
                 part.unlink()
                 _receive_all(url, part, source, reporter)
@@ -104,12 +104,6 @@ def take_lock(descriptor: int) -> bool:
     except OSError as error:
         return error.errno not in (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK)
     return True
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a file, lower-case hex."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _receive_all(url: str, part: Path, source: WeightsSource, reporter: Reporter) -> None:
@@ -167,7 +161,7 @@ def _receive(url: str, part: Path, source: WeightsSource, reporter: Reporter) ->
 
 
 def _keep(part: Path, target: Path, source: WeightsSource) -> None:
-    digest = file_digest(part)
+    digest = sha256_of(part)
     if digest != source.sha256:
         part.unlink()
         raise WeightsError(

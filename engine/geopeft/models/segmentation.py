@@ -21,7 +21,7 @@ from geopeft.models.decoders import DECODERS
 from geopeft.models.metadata import require_metadata
 from geopeft.models.probe import Probe
 from geopeft.models.registry import BackboneCard, load_builder
-from geopeft.models.sizes import resize, resize_to_grid
+from geopeft.models.sizes import resize, resize_to_grid, resized
 from geopeft.models.spec import InputBand, ModelSpec
 from geopeft.models.wavelengths import optical_wavelength
 from geopeft.models.weights import fetch, file_sha256, load_state
@@ -70,13 +70,24 @@ class SegmentationModel(nn.Module):
         Args:
             scene: when and where the chips were taken; the backbone is told where the spec's `metadata` says so.
         """
-        canonical = raw * self.scale + self.offset
-        standardised = ((canonical - self.mean) / self.std).clamp(-OUTLIER, OUTLIER)
-        if self.card.bands:
-            inputs = canonical[:, self.backbone_order] * self.backbone_scale + self.backbone_offset
-        else:
-            inputs = standardised[:, self.backbone_order] if self.card.any_optical else standardised
-        return self._features(inputs, scene if self.spec.metadata else None), standardised
+        inputs, standardised = self._inputs(raw)
+        maps = self.backbone(inputs, gsd_m=self.spec.gsd_m / self.spec.resample, **self._told(scene))
+        return self._on_grid(maps, *raw.shape[-2:]), standardised
+
+    def standardise(self, raw: Tensor) -> Tensor:
+        """The bands (B, C, H, W) as the raw-band skip sees them."""
+        return self._standardised(raw * self.scale + self.offset)
+
+    def begin(self, raw: Tensor, scene: Scene | None, blocks: int) -> list[Tensor]:
+        """What the backbone's first blocks make of raw chips; see `Backbone.begin`."""
+        inputs, _ = self._inputs(raw)
+        told = scene if self.spec.metadata else None
+        return self.backbone.begin(inputs, self.spec.gsd_m / self.spec.resample, told, blocks)
+
+    def go_on(self, begun: Sequence[Tensor], blocks: int, height: int, width: int) -> list[Tensor]:
+        """The feature maps of `encode`, from what `begin` gave for chips of height x width pixels."""
+        sides = (resized(side, self.spec.resample) for side in (height, width))
+        return self._on_grid(self.backbone.go_on(begun, blocks, *sides), height, width)
 
     def decode(self, features: list[Tensor], standardised: Tensor) -> Tensor:
         """Logits (B, K, H, W) float32 from what `encode` gives."""
@@ -126,14 +137,28 @@ class SegmentationModel(nn.Module):
             if module is not None:
                 module.load_state_dict(dict(parts[part]))
 
-    def _features(self, inputs: Tensor, scene: Scene | None) -> list[Tensor]:
+    def _standardised(self, canonical: Tensor) -> Tensor:
+        return ((canonical - self.mean) / self.std).clamp(-OUTLIER, OUTLIER)
+
+    def _inputs(self, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """What the backbone is given, in its units and at its resolution, and the standardised bands."""
+        canonical = raw * self.scale + self.offset
+        standardised = self._standardised(canonical)
+        if self.card.bands:
+            inputs = canonical[:, self.backbone_order] * self.backbone_scale + self.backbone_offset
+        else:
+            inputs = standardised[:, self.backbone_order] if self.card.any_optical else standardised
+        return resize(inputs, self.spec.resample), standardised
+
+    def _told(self, scene: Scene | None) -> dict[str, Any]:
+        return {"scene": scene} if scene is not None and self.spec.metadata else {}
+
+    def _on_grid(self, maps: list[Tensor], height: int, width: int) -> list[Tensor]:
+        """The backbone's maps at strides in pixels of the raster."""
         resample = self.spec.resample
-        told: dict[str, Any] = {} if scene is None else {"scene": scene}
         if resample == 1:
-            return self.backbone(inputs, gsd_m=self.spec.gsd_m, **told)
-        height, width = inputs.shape[-2:]
-        maps = self.backbone(resize(inputs, resample), gsd_m=self.spec.gsd_m / resample, **told)
-        # Strides in pixels of the raster, to whole pixels: the decoder sees maps of ceil(H / stride) rows.
+            return maps
+        # To whole pixels: the decoder sees maps of ceil(H / stride) rows.
         return [
             resize_to_grid(m, own / resample / stride, -(-height // stride), -(-width // stride))
             for m, own, stride in zip(maps, self.backbone.strides, self.strides, strict=True)

@@ -27,6 +27,11 @@ def crop_map(feature_map: Tensor, height: int, width: int, stride: int) -> Tenso
     return feature_map if feature_map.shape[-2:] == (rows, cols) else feature_map[..., :rows, :cols]
 
 
+def resized(length: int, factor: float) -> int:
+    """Pixels of a side after `resize`. A product that is whole but for rounding does not gain a pixel."""
+    return math.ceil(length * factor - 1e-9)
+
+
 def resize(x: Tensor, factor: float) -> Tensor:
     """Bilinear, antialiased when it shrinks: (B, C, H, W) -> (B, C, ceil(H * factor), ceil(W * factor))."""
     if factor == 1:
@@ -47,8 +52,7 @@ def resize_to_grid(x: Tensor, factor: float, rows: int, cols: int) -> Tensor:
 @functools.lru_cache(maxsize=64)
 def _resize_matrix(size: int, factor: float) -> np.ndarray:
     """(ceil(size * factor), size) weights of a triangle filter, one pixel wide in the coarser of the two grids."""
-    # A product that is whole but for rounding does not gain a pixel.
-    count = math.ceil(size * factor - 1e-9)
+    count = resized(size, factor)
     centres = (np.arange(count) + 0.5) / factor
     distance = np.abs(np.arange(size) + 0.5 - centres[:, None]) * min(1.0, factor)
     weights = np.maximum(0.0, 1.0 - distance)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import os
 import sys
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from geopeft.events import Reporter
 from geopeft.models.backbones.adapted import read_header
 from geopeft.models.conversion import NOT_TENSORS, ConversionError, converted, load_pickled
 from geopeft.models.registry import BackboneCard
+from geopeft.writing import sha256_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -137,8 +137,7 @@ def file_sha256(path: Path) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _sha256(path: Path, _size: int, _mtime_ns: int) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return sha256_of(path)
 
 
 def _candidates(card: BackboneCard, weights_dir: str) -> Iterator[Found]:

@@ -13,6 +13,7 @@ import onnx
 import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from onnxscript import optimizer
 from rasterio.windows import Window
 
 from geopeft import __version__
@@ -22,13 +23,22 @@ from geopeft.errors import OutputError, RasterError
 from geopeft.events import Reporter
 from geopeft.job import ExportJob
 from geopeft.onnx.keys import deepness_sentence, why_not_deepness, write_keys
-from geopeft.onnx.quantise import Loss, calibrated, measure, weights_only
+from geopeft.onnx.quantise import (
+    Loss,
+    measure,
+    require_likeness,
+    weights_only,
+    with_least_loss,
+)
+from geopeft.onnx.translations import translations
 from geopeft.runtime import Runtime, fill_invalid, fill_values
 from geopeft.writing import check_target, whole_file, write_bytes
 
 # A protobuf message ends at 2 GiB; the graph needs some of it.
 MOST_BYTES = 2_100_000_000
 TOLERANCE = 1e-3
+# Values of a constant that is computed from others once for all: kernels are smaller, spread encodings may be larger.
+MOST_FOLDED = 1 << 18
 # Chips that an eight-bit model is calibrated and judged on: one half each.
 MOST_CHIPS, NOISE_CHIPS = 48, 8
 # What ONNX Runtime 1.12 reads, and what 1.17 reads: Deepness takes these and what lies between.
@@ -127,18 +137,20 @@ def _in_eight_bits(
         chips: (n, C, side, side) float32 of the rasters; none of them: the weights alone are stored in eight bits.
     """
     network = _NETWORK if any(_NETWORK in node.output for node in proto.graph.node) else _PROBABILITIES
+    before = proto.SerializeToString()
     if len(chips):
-        small = calibrated(proto, network, chips[::2])
-        method, judges = "static", chips[1::2]
+        small, loss = with_least_loss(proto, network, chips)
     else:
         small = weights_only(proto, network)
-        method, judges = "weights", _example(runtime, NOISE_CHIPS, runtime.window_px).numpy()
+        noise = _example(runtime, NOISE_CHIPS, runtime.window_px).numpy()
+        loss = measure(before, small.SerializeToString(), noise, method="weights", is_real=False)
+    require_likeness(loss)
     del small.metadata_props[:]
     small.metadata_props.extend(proto.metadata_props)
-    before, after = proto.SerializeToString(), small.SerializeToString()
-    loss = measure(before, after, judges, method=method, is_real=len(chips) > 0)
     _add_keys(small, {"int8": json.dumps(loss.as_json())})
-    reporter.message(f"{loss.sentence()} The file has {len(after) / len(before):.0%} of its size before.")
+    reporter.message(f"{loss.sentence()} The file has {small.ByteSize() / len(before):.0%} of its size before.")
+    if doubt := loss.doubt():
+        reporter.warn(doubt)
     if not len(chips):
         reporter.message("Without rasters to calibrate on, the file is smaller, not faster.")
     return small, loss
@@ -194,10 +206,13 @@ def _graph(example: torch.Tensor, runtime: Runtime) -> onnx.ModelProto:
         output_names=[_PROBABILITIES] if network.texture is None else [_NETWORK, INPUT],
         dynamic_shapes={"raster": {0: torch.export.Dim("batch", min=1, max=4096)}},
         opset_version=OPSET,
+        custom_translation_table=translations(),
         verbose=False,
     )
     if program is None:
         raise OutputError("The model could not be written as ONNX.", "Please report this model.", "ONNX_DIFFERS")
+    # Kernels made for a patch size or for wavelengths: the exporter computes only small ones beforehand.
+    optimizer.fold_constants(program.model, input_size_limit=MOST_FOLDED, output_size_limit=MOST_FOLDED)
     proto = program.model_proto
     if runtime.classical is not None and network.texture is not None:
         _blend(proto, runtime.classical.model, runtime.network_share, runtime.manifest.blend.sharpness, example)

@@ -65,6 +65,8 @@ def write_keys(manifest: Manifest, side_px: int, overlap_px: int) -> dict[str, s
         "bands": [band.name for band in manifest.spec.bands],
         "gsd_m": manifest.spec.gsd_m,
     }
+    if any(band.unit for band in manifest.spec.bands):
+        keys["band_units"] = [band.unit for band in manifest.spec.bands]
     if not why_not_deepness(manifest):
         count = len(manifest.spec.bands)
         keys |= {
@@ -98,10 +100,12 @@ def deepness_sentence(manifest: Manifest) -> str:
     if why_not := why_not_deepness(manifest):
         return f"The Deepness plugin cannot use this file: {why_not}. Other programs, and `predict`, can."
     bands = ", ".join(band.name for band in manifest.spec.bands)
+    radar = ", ".join(band.name for band in manifest.spec.bands if band.unit == "decibel")
+    decibels = f" {radar} (radar) must be in decibels: linear power is not converted there." if radar else ""
     return (
         "In the Deepness plugin choose this file, press 'Load default parameters' and map these bands in this order: "
         f"{bands}. It feeds a raster's values as they are ({manifest.dtype}, {manifest.radiometry} as in the "
-        "training) and knows no nodata: what it maps there means nothing."
+        f"training) and knows no nodata: what it maps there means nothing.{decibels}"
     )
 
 

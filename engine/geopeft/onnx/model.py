@@ -10,17 +10,17 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
-import torch
 from onnx import TensorProto
 
 from geopeft.data.acquisition import Whereabouts
 from geopeft.data.bands import Band, select_bands
 from geopeft.data.raster import RasterInfo, band_statistics
-from geopeft.errors import BandError, DeviceError, PackageError, RasterError
+from geopeft.errors import BandError, PackageError, RasterError
 from geopeft.events import Reporter
 from geopeft.mapper import Mapper
 from geopeft.onnx.graph import broken, check_sizes, read_graph
 from geopeft.onnx.keys import Keys, foreign_manifest, name_problem, read_keys
+from geopeft.onnx.providers import open_session
 from geopeft.package import Manifest
 from geopeft.runtime import Runtime, fill_invalid, fill_values
 
@@ -28,13 +28,6 @@ SUFFIX = ".onnx"
 DEFAULT_SIDE_PX = 512
 # How far pixels may be from those the model was made for before it is told.
 MOST_RESOLUTION_FACTOR = 2.0
-# ONNX Runtime's names of what it computes on, in the order of our liking; by our names of devices.
-_PROVIDERS = {
-    "cuda": ("CUDAExecutionProvider", "CUDA"),
-    "mps": ("CoreMLExecutionProvider", "CoreML"),
-    "directml": ("DmlExecutionProvider", "DirectML"),
-    "cpu": ("CPUExecutionProvider", "the CPU"),
-}
 _TYPES: dict[int, type[np.floating]] = {TensorProto.FLOAT: np.float32, TensorProto.FLOAT16: np.float16}
 
 
@@ -122,8 +115,10 @@ class OnnxModel(Mapper):
         producer = proto.producer_name
         # Some of them are settings of the runtime.
         del proto.metadata_props[:]
-        session = _session(path, proto.SerializeToString(), device, reporter)
-        values = _try(path, session, keys, (1, channels, side, side), dtype)
+        noise = _noise(keys, (1, channels, side, side)).astype(dtype)
+        session, values = open_session(
+            path, proto.SerializeToString(), device, reporter, lambda opened: _try(path, opened, noise)
+        )
         classes = max(values.shape[1], 2)
         output = _output_of(path, values, side, keys)
         manifest = keys.manifest or foreign_manifest(path, keys, producer, channels, classes, side)
@@ -227,41 +222,6 @@ def standardise(raw: np.ndarray, keys: Keys) -> np.ndarray:
     return np.asarray(values, np.float32)
 
 
-def choose_providers(device: str, available: Sequence[str]) -> list[str]:
-    """What ONNX Runtime shall compute on, the CPU last; DeviceError where the named device is not among it."""
-    cpu = _PROVIDERS["cpu"][0]
-    if device == "auto":
-        return [provider for provider, _ in _PROVIDERS.values() if provider in available and provider != cpu] + [cpu]
-    provider, name = _PROVIDERS[device]
-    if provider not in available:
-        raise DeviceError(f"ONNX Runtime cannot use {name} on this machine.", "Set the device to auto.")
-    return [provider] if provider == cpu else [provider, cpu]
-
-
-def _session(path: Path, model: bytes, device: str, reporter: Reporter) -> onnxruntime.InferenceSession:
-    providers = choose_providers(device, onnxruntime.get_available_providers())
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    # Threads that spin while they wait take the processor from everything else.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.intra_op_num_threads = torch.get_num_threads()
-    if _PROVIDERS["directml"][0] in providers:
-        options.enable_mem_pattern = False
-    if _PROVIDERS["cuda"][0] in providers and hasattr(onnxruntime, "preload_dlls"):
-        with suppress(Exception):  # what is missing is told by the session, which then computes on the CPU
-            onnxruntime.preload_dlls()
-    try:
-        session = onnxruntime.InferenceSession(model, options, providers=providers)
-    except Exception as error:
-        raise broken(path, f"ONNX Runtime says {str(error).splitlines()[0][:200]}") from error
-    used = session.get_providers()[0]
-    if device not in ("auto", "cpu") and used != providers[0]:
-        raise DeviceError(f"ONNX Runtime cannot use {_PROVIDERS[device][1]} for this model.", "Set the device to auto.")
-    name = next((name for provider, name in _PROVIDERS.values() if provider == used), used)
-    reporter.message(f"{path.name} is computed by ONNX Runtime on {name}.")
-    return session
-
-
 def _input_shape(path: Path, proto: onnx.ModelProto) -> tuple[int, int, int, int]:
     """(batch, channels, side, side) of the only input; 0 where batch or side are free."""
     constants = {tensor.name for tensor in proto.graph.initializer}
@@ -279,27 +239,23 @@ def _input_shape(path: Path, proto: onnx.ModelProto) -> tuple[int, int, int, int
     return shape[0], shape[1], shape[2], shape[3]
 
 
-def _try(
-    path: Path,
-    session: onnxruntime.InferenceSession,
-    keys: Keys,
-    shape: tuple[int, int, int, int],
-    dtype: type[np.floating],
-) -> np.ndarray:
-    """What the model gives for one chip of noise of the kind that it takes, as (1, C, h, w)."""
+def _noise(keys: Keys, shape: tuple[int, int, int, int]) -> np.ndarray:
+    """Chips (B, C, side, side) float32 of the kind that a model takes."""
     rng = np.random.default_rng(0)
     if keys.manifest and len(keys.manifest.spec.bands) == shape[1]:
         bands = keys.manifest.spec.bands
         spread = np.array([band.std / band.scale for band in bands], np.float32)
-        chips = rng.standard_normal(shape, np.float32) * spread[:, None, None] + fill_values(bands)[:, None, None]
-    else:
-        chips = rng.standard_normal(shape, np.float32) if keys.std else rng.random(shape, np.float32)
+        noise = rng.standard_normal(shape, np.float32)
+        chips: np.ndarray = noise * spread[:, None, None] + fill_values(bands)[:, None, None]
+        return chips
+    return rng.standard_normal(shape, np.float32) if keys.std else rng.random(shape, np.float32)
+
+
+def _try(path: Path, session: onnxruntime.InferenceSession, chip: np.ndarray) -> np.ndarray:
+    """What the model gives for one chip (1, C, side, side), as (1, C, h, w)."""
     count = session.get_inputs()[0].shape[0]
-    chips = np.repeat(chips, count if isinstance(count, int) and count > 0 else 1, 0)
-    try:
-        found = session.run(None, {session.get_inputs()[0].name: chips.astype(dtype)})[0]
-    except Exception as error:
-        raise broken(path, f"ONNX Runtime says {str(error).splitlines()[0][:200]}") from error
+    chips = np.repeat(chip, count if isinstance(count, int) and count > 0 else 1, 0)
+    found = session.run(None, {session.get_inputs()[0].name: chips})[0]
     if not isinstance(found, np.ndarray) or found.ndim not in (3, 4) or not np.issubdtype(found.dtype, np.floating):
         raise broken(path, "its first output is no map of probabilities")
     return _first_output(found)[:1]

@@ -35,8 +35,18 @@ def summary(manifest: Manifest, package_name: str) -> Markup:
             ("Pixel size", f"{manifest.spec.gsd_m:.3g} m"),
             ("Bands", _some([band.name for band in manifest.spec.bands])),
             ("Trained", manifest.created.replace("T", " ").replace("+00:00", " UTC")),
+            ("Taught by", _teacher(manifest)),
         ]
     )
+
+
+def _teacher(manifest: Manifest) -> str:
+    """The model that taught this one, and how far both agree; empty where labels did."""
+    name, agreement = manifest.hyperparameters.get("teacher"), manifest.metrics.get("agreement")
+    share = agreement.get("share") if isinstance(agreement, Mapping) else None
+    if not isinstance(name, str) or not isinstance(share, int | float):
+        return ""
+    return f"{file_name(name)}; both map {100 * share:.1f} % of the pixels alike that taught nothing"
 
 
 def assumptions(manifest: Manifest) -> Markup:

@@ -17,8 +17,9 @@ from geopeft.data.decimated import decimate, open_decimated
 from geopeft.data.labels import Labels
 from geopeft.data.raster import RasterInfo, open_raster
 from geopeft.events import Reporter
+from geopeft.mapping.strips import map_raster
 from geopeft.package import ClassInfo
-from geopeft.runtime import Runtime, map_raster
+from geopeft.runtime import Runtime
 
 # Side of the window that is mapped at most, and of the pictures at least and at most.
 WINDOW_PX, SMALLEST_PX = 720, 420

@@ -14,7 +14,7 @@ from geopeft.job import Job
 
 PACKAGES = ("torch", "peft", "timm", "rasterio", "numpy", "scikit-learn", "onnxruntime")
 # Fields of a job that name files; a backbone may be the name of one.
-_FILES = ("rasters", "labels", "validation_labels", "area", "out", "start", "backbone")
+_FILES = ("rasters", "models", "labels", "validation_labels", "area", "out", "start", "backbone")
 # What says nothing of how the model came to be.
 _ASIDE = {"protocol", "json_file", "report", "resume", "weights_dir"}
 _QUOTED = re.compile(r"""(['"])((?:~?/|[A-Za-z]:[\\/]|\\\\)[^'"]*)\1""")

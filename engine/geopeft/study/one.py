@@ -25,7 +25,7 @@ from geopeft.runtime import choose_device, peak_memory_mb
 from geopeft.study.forest import fit_forest_package
 from geopeft.study.grid import FOREST
 from geopeft.study.runs import BLEND
-from geopeft.training import BATCH
+from geopeft.training.trainer import BATCH
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 MIB = 1 << 20

@@ -12,14 +12,14 @@ import multiprocessing
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from geopeft.devices import cores
+from geopeft.cluster.cluster import environment_of
 from geopeft.errors import GeopeftError, is_out_of_memory, out_of_memory
 from geopeft.job import EvaluateJob, FitJob
 from geopeft.study.grid import Cell
@@ -74,7 +74,7 @@ def run_tasks(tasks: Iterable[Task], processes: int, gpus: int, check_canceled: 
         while True:
             free = sorted(set(range(processes)) - {one.slot for one in running})
             for slot, task in zip(free, waiting, strict=False):
-                running.append(_start(task, slot, _environment(slot, processes, gpus)))
+                running.append(_start(task, slot, environment_of(slot, processes, gpus)))
             if not running:
                 return
             check_canceled()
@@ -87,17 +87,6 @@ def run_tasks(tasks: Iterable[Task], processes: int, gpus: int, check_canceled: 
             one.process.kill()
             one.process.join()
             one.answers.close()
-
-
-def _environment(slot: int, processes: int, gpus: int) -> dict[str, str]:
-    """What a process's libraries are told: its GPU, and its part of the cores."""
-    found: dict[str, str] = {}
-    if processes > 1:
-        found["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // processes))
-    if gpus > 1:
-        seen = [part for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part.strip()]
-        found["CUDA_VISIBLE_DEVICES"] = seen[slot % len(seen)] if seen else str(slot % gpus)
-    return found
 
 
 def _start(task: Task, slot: int, environment: dict[str, str]) -> _Running:
@@ -117,31 +106,38 @@ def _answer(one: _Running) -> dict[str, Any]:
         fields = json.loads(one.answers.recv_bytes())
     one.process.join()
     one.answers.close()
-    if fields is None:
-        ended = f"The process of this run ended by itself (exit code {one.process.exitcode})."
-        if one.process.exitcode in (-9, 137):
-            ended += " Where memory is short the system ends the largest process."
-        fields = {"state": CRASHED, "message": ended}
-    return fields
+    return fields if fields is not None else did_not_answer(one.process.exitcode)
+
+
+def did_not_answer(exit_code: int | None) -> dict[str, Any]:
+    """The fields of a run whose process has ended without a word."""
+    ended = f"The process of this run ended by itself (exit code {exit_code})."
+    if exit_code in (-9, 137):
+        ended += " Where memory is short the system ends the largest process."
+    return {"state": CRASHED, "message": ended}
 
 
 def _work(task: Task, answers: connection.Connection, environment: dict[str, str]) -> None:
     """In the child process: does the task, and sends its fields."""
     os.environ.update(environment)
+    end_with_parent()
+    answers.send_bytes(json.dumps(done(task.fit, task.scored, task.searches)).encode())
+    answers.close()
+
+
+def done(fit: FitJob, scored: Mapping[str, EvaluateJob], searches: bool) -> dict[str, Any]:
+    """In a process of its own: does a run; the fields of its row, also where it fails."""
     try:
-        end_with_parent()
-        # Imported here: what was said above must be known before torch is.
+        # Imported here: what this process was told of its GPU must be known before torch is.
         one = importlib.import_module("geopeft.study.one")
-        fields = {"state": DONE, "message": "", **one.run_fit(task.fit, task.scored, task.searches)}
+        return {"state": DONE, "message": "", **one.run_fit(fit, scored, searches)}
     except GeopeftError as error:
-        fields = {"state": error.code, "message": f"{error.message} {error.hint}".strip()}
+        return {"state": error.code, "message": f"{error.message} {error.hint}".strip()}
     except BaseException as error:
         traceback.print_exc(file=sys.stderr)
         known = out_of_memory("run") if is_out_of_memory(error) else None
         said = f"{known.message} {known.hint}" if known else f"{type(error).__name__}: {error}"
-        fields = {"state": known.code if known else UNKNOWN, "message": said}
+        return {"state": known.code if known else UNKNOWN, "message": said}
     finally:
         with contextlib.suppress(OSError):
-            Path(task.fit.out).unlink(missing_ok=True)
-    answers.send_bytes(json.dumps(fields).encode())
-    answers.close()
+            Path(fit.out).unlink(missing_ok=True)

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from geopeft import devices
+from geopeft.cluster.cluster import count_gpus, open_cluster
+from geopeft.cluster.tasks import take_away, whole_path
 from geopeft.data.bands import resolve_bands, select_bands
 from geopeft.data.labels import Labels, read_labels
 from geopeft.data.raster import RasterInfo, describe
 from geopeft.events import Reporter
+from geopeft.holding import part_of
 from geopeft.job import ClassStyle, EvaluateJob, FitJob, StudyJob
 from geopeft.models.backbones import BACKBONES
 from geopeft.prepare import whole_bands
 from geopeft.report import page_path
 from geopeft.study import claims, grid, page, places, table
 from geopeft.study.grid import Cell, Method
-from geopeft.study.runs import BLEND, DONE, Task, run_tasks
+from geopeft.study.remote import run_tasks_on
+from geopeft.study.runs import BLEND, DONE, Ended, Task, run_tasks
 from geopeft.writing import check_target, keep_inputs, write_bytes
 
 STAGE = "study"
+RunAll = Callable[[Iterator[Task]], Iterator[Ended]]
 
 
 @dataclass(frozen=True)
@@ -62,17 +68,36 @@ def run(job: StudyJob, reporter: Reporter) -> dict[str, Any]:
         LabelError: STUDY_FEW_PLACES, or as `read_labels`.
     """
     out, html = _targets(job)
+    job = _everywhere(job) if job.scheduler else job
     methods = grid.methods(job)
     rows = table.read(out)
-    with tempfile.TemporaryDirectory(prefix="geopeft-") as folder:
-        ground = _survey(job, Path(folder), reporter)
-        work = _Work(job, ground, rows, out, reporter)
+    with _place(job, out, reporter) as (folder, run_all):
+        ground = _survey(job, folder, reporter)
+        work = _Work(job, ground, rows, out, reporter, run_all)
         rates = work.choose_rates(methods)
         cells = _in_turn([list(grid.run_cells(job, method, rates[method])) for method in methods])
         work.do(cells, methods)
         keys = [cell.key(job, ground.inputs) for cell in cells]
     own = [rows[key] for key in keys if key in rows]
     return _tell(job, methods, own, out, html, reporter)
+
+
+@contextlib.contextmanager
+def _place(job: StudyJob, out: Path, reporter: Reporter) -> Iterator[tuple[Path, RunAll]]:
+    """A folder for label layers and models, and what runs tasks: processes of this machine, or a cluster."""
+    if not job.scheduler:
+        gpus = count_gpus(job.device) if job.processes > 1 else 0
+        with tempfile.TemporaryDirectory(prefix="geopeft-") as name:
+            yield Path(name), lambda tasks: run_tasks(tasks, job.processes, gpus, reporter.check_canceled)
+        return
+    with open_cluster(job.scheduler, job.device, reporter) as cluster:
+        # Beside the table, where all machines see it.
+        folder = Path(os.path.abspath(part_of(out, ".runs")))
+        folder.mkdir()
+        try:
+            yield folder, lambda tasks: run_tasks_on(cluster, tasks, folder, reporter.check_canceled)
+        finally:
+            take_away(folder)
 
 
 def _targets(job: StudyJob) -> tuple[Path, Path]:
@@ -83,6 +108,13 @@ def _targets(job: StudyJob) -> tuple[Path, Path]:
     html = page_path(job.report or str(out.with_suffix(".html")))
     keep_inputs([out, html], [*job.rasters, *job.unseen_rasters, job.labels, job.unseen_labels], "The study")
     return out, html
+
+
+def _everywhere(job: StudyJob) -> StudyJob:
+    """The job with paths that do not depend on the folder that a process happens to be in."""
+    lists = {name: tuple(map(whole_path, getattr(job, name))) for name in ("rasters", "unseen_rasters")}
+    names = ("labels", "unseen_labels", "area", "unseen_area", "weights_dir")
+    return job.model_copy(update={**lists, **{name: whole_path(getattr(job, name)) for name in names}})
 
 
 def _survey(job: StudyJob, folder: Path, reporter: Reporter) -> Ground:
@@ -133,9 +165,17 @@ def _in_turn(groups: Sequence[Sequence[Cell]]) -> list[Cell]:
 class _Work:
     """The runs of a study; `rows` and the table on the disk grow as they end."""
 
-    def __init__(self, job: StudyJob, ground: Ground, rows: dict[str, table.Row], out: Path, reporter: Reporter):
+    def __init__(
+        self,
+        job: StudyJob,
+        ground: Ground,
+        rows: dict[str, table.Row],
+        out: Path,
+        reporter: Reporter,
+        run_all: RunAll,
+    ) -> None:
         self._job, self._ground, self._rows, self._out, self._reporter = job, ground, rows, out, reporter
-        self._gpus = _count_gpus(job.device) if job.processes > 1 else 0
+        self._run_all, self._written = run_all, list(rows)
         self._layers: dict[tuple[str, float, int], tuple[str, int]] = {}
 
     def choose_rates(self, methods: Sequence[Method]) -> dict[Method, float]:
@@ -163,10 +203,19 @@ class _Work:
         refused = [cell for cell in due if self._refused(cell)]
         left = [cell for cell in due if cell not in refused]
         tasks = (self._task(cell) for cell in left)
-        ended = run_tasks(tasks, self._job.processes, self._gpus, self._reporter.check_canceled)
-        for number, one in enumerate(ended):
+        for number, one in enumerate(self._run_all(tasks)):
             self._keep(one.task.cell, one.fields)
             self._reporter.progress(STAGE, number + 1, len(left))
+        self._sort(cells)
+
+    def _sort(self, cells: Sequence[Cell]) -> None:
+        """The rows of these runs in their order, whichever has ended first."""
+        keys = [key for cell in cells if (key := cell.key(self._job, self._ground.inputs)) in self._rows]
+        own = {key: self._rows.pop(key) for key in keys}
+        before = list(self._rows)
+        self._rows.update(own)
+        if before + keys != self._written:
+            self._write()
 
     def _done(self, cell: Cell) -> table.Row | None:
         row = self._rows.get(cell.key(self._job, self._ground.inputs))
@@ -185,13 +234,17 @@ class _Work:
         key = cell.key(self._job, self._ground.inputs)
         row = table.row_of(cell, key, fields, self._layer("teach", cell.fraction, cell.seed)[1])
         self._rows[key] = row
-        table.write(self._out, self._rows.values())
+        self._write()
         what = f"{cell.method.title}, {100 * cell.fraction:g} % of the labels, seed {cell.seed}"
         if row["state"] != DONE:
             self._reporter.warn(f"{what}: failed, {row['state']}: {row['message']}")
         elif cell.kind == grid.RUN:
             scores = [f"{row[name]:.3f}" if row[name] is not None else "not known" for name in ("in_region", "unseen")]
             self._reporter.message(f"{what}: mIoU {scores[0]} in the region, {scores[1]} in the unseen one.")
+
+    def _write(self) -> None:
+        table.write(self._out, self._rows.values())
+        self._written = list(self._rows)
 
     def _task(self, cell: Cell) -> Task:
         """The jobs of a run; label layers are written when they are first needed."""
@@ -209,6 +262,8 @@ class _Work:
             "folds": 1, "baselines": (), "backbone": method.backbone, "bands": job.bands,
             "radiometry": job.radiometry, "rank": job.rank, "steps": cell.steps, "rate": cell.rate, "seed": cell.seed,
             "device": job.device, "weights_dir": job.weights_dir, "resume": False, "metadata": method.metadata,
+            # What a method takes is to be seen, and every run sees the same chips.
+            "cache": False,
         }  # fmt: skip
         if method.backbone != grid.FOREST:
             fields |= {"adapter": method.adapter, "decoder": method.decoder}
@@ -244,12 +299,6 @@ class _Work:
             spec = places.write_places(path, chosen, self._ground.labels, self._ground.infos[0])
             self._layers[part, fraction, seed] = (spec, len(chosen))
         return self._layers[part, fraction, seed]
-
-
-def _count_gpus(device: str) -> int:
-    if device not in ("auto", "cuda"):
-        return 0
-    return sum(1 for found in devices.describe()["devices"] if found["device"] == "cuda" and found["usable"])
 
 
 def _tell(

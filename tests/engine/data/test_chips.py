@@ -11,6 +11,7 @@ import rasterio
 import shapely
 from geopeft.data.bands import select_bands
 from geopeft.data.chips import ChipReader, ChipSampler, Site, covering_chips, find_sites, turn
+from geopeft.data.few_windows import Few
 from geopeft.data.labels import IGNORE, read_labels
 from geopeft.data.raster import describe
 from geopeft.data.split import split_by_blocks
@@ -66,7 +67,7 @@ def test_both_classes_are_drawn_equally_often(reader: ChipReader) -> None:
     sampler = ChipSampler(reader, few, [], 16, seed=1)
     seen = np.zeros(2)
     for _ in range(150):
-        ids = sampler.batch(1)[2]
+        ids = sampler.draw(1).class_ids
         seen[np.unique(ids[ids != IGNORE])] += 1
     assert seen[0] == pytest.approx(75, abs=20)
 
@@ -78,8 +79,8 @@ def test_pixels_of_held_out_places_never_teach(reader: ChipReader) -> None:
     sampler = ChipSampler(reader, sites, [(s.raster_index, s.group) for s in held], 64, seed=0)
     taught: set[float] = set()
     for _ in range(60):
-        values, _, ids = sampler.batch(4)
-        taught |= set(values[:, 0][ids != IGNORE].tolist())
+        batch = sampler.draw(4)
+        taught |= set(batch.values[:, 0][batch.class_ids != IGNORE].tolist())
     hidden = {float(row * 1000 + col) for site in held for row, col in site.points}
     assert taught
     assert not taught & hidden
@@ -132,3 +133,34 @@ def test_places_side_by_side_are_not_parted() -> None:
     near = [Site(0, n, n % 2, np.array([[10 + n, 10]]), 9) for n in range(8)]
     split = split_by_blocks(near, 64, 0)
     assert not split.validation
+
+
+def test_kept_chips_come_from_few_windows_and_the_rest_from_anywhere(reader: ChipReader) -> None:
+    sites = find_sites(reader)
+    sampler = ChipSampler(reader, sites, [], 16, seed=1, few=Few(10, 120))
+    few = {mark for _ in range(30) for mark in sampler.draw(4).marks}
+    assert len(few) <= 10 + len(sites)
+    rest = {mark for _ in range(30) for mark in sampler.draw(4).marks}
+    assert len(rest) > 100
+    always = ChipSampler(reader, sites, [], 16, seed=1, few=Few(10))
+    assert len({mark for _ in range(60) for mark in always.draw(4).marks}) <= 10 + len(sites)
+
+
+def test_chips_of_few_windows_hold_what_their_mark_says(reader: ChipReader) -> None:
+    batch = ChipSampler(reader, find_sites(reader), [], 16, seed=1, few=Few(10)).draw(8)
+    for at, (raster, row, col, number) in enumerate(batch.marks):
+        chip = reader.read(raster, row, col, 16, 16)
+        assert np.array_equal(batch.values[at], turn(chip.values, number))
+        assert np.array_equal(batch.class_ids[at], turn(chip.class_ids, number))
+        assert (batch.class_ids[at] != IGNORE).any()
+
+
+def test_drawing_goes_on_from_its_state_behind_the_kept_chips_too(reader: ChipReader) -> None:
+    whole = ChipSampler(reader, find_sites(reader), [], 16, seed=1, few=Few(10, 8))
+    first = [whole.draw(4).marks for _ in range(4)]
+    again = ChipSampler(reader, find_sites(reader), [], 16, seed=1, few=Few(10, 8))
+    assert again.draw(4).marks == first[0]
+    state = again.random_state
+    later = ChipSampler(reader, find_sites(reader), [], 16, seed=5, few=Few(10, 8))
+    later.random_state = state
+    assert [later.draw(4).marks for _ in range(3)] == first[1:]

@@ -31,6 +31,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.folder = folder
         self.mode = "ok"
         self.requests: list[str] = []
+        self.busy_answers = 0
         self.redirect_to = ""
         self.released = threading.Event()
 
@@ -59,6 +60,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_response(302)
             self.send_header("Location", self.server.redirect_to)
             self.end_headers()
+            return
+        if self.server.busy_answers > 0:
+            self.server.busy_answers -= 1
+            self.send_error(503)
             return
         file = self.server.folder / self.path.split("?")[0].lstrip("/")
         if self.server.mode == "missing" or not file.is_file():
@@ -130,6 +135,73 @@ def test_only_what_is_needed_of_a_large_remote_raster_is_fetched(make_raster: Ma
     ranges = [line.rsplit("=", 1)[1].split("-") for line in server.requests if "bytes=" in line]
     assert 0 < sum(int(last) - int(first) + 1 for first, last in ranges) < size / 4
     assert len(server.requests) <= 6
+
+
+def test_a_map_of_a_remote_raster_fetches_it_about_once_in_large_parts(make_raster: MakeRaster, server: Server) -> None:
+    size = cog(make_raster, 1500).stat().st_size
+    path = server.url("raster.tif")
+    with open_raster(describe(path), [1, 2]) as reader:
+        for row in range(-16, 1500, 192):
+            for col in range(-16, 1500, 192):
+                reader.read(Window(col, row, 224, 224))
+    ranges = [line.rsplit("=", 1)[1].split("-") for line in server.requests if "bytes=" in line]
+    assert size <= sum(min(int(last), size - 1) - int(first) + 1 for first, last in ranges) <= 1.2 * size
+    assert len(server.requests) <= size / 200_000
+
+
+def test_a_server_that_is_busy_for_a_moment_is_asked_again(
+    make_raster: MakeRaster, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert raster_sources.HTTP_OPTIONS["GDAL_HTTP_RETRY_DELAY"] == "1"
+    monkeypatch.setitem(raster_sources.HTTP_OPTIONS, "GDAL_HTTP_RETRY_DELAY", "0.1")
+    cog(make_raster, 1500)
+    info = describe(server.url("raster.tif"))
+    with open_raster(info, [1, 2]) as reader:
+        reader.read(Window(0, 0, 64, 64))
+        server.busy_answers = 6
+        assert (reader.read(Window(700, 700, 200, 200))[0] == scene(1500)[:, 700:900, 700:900]).all()
+    assert server.busy_answers == 0
+
+
+def test_a_server_that_goes_midway_is_said(
+    make_raster: MakeRaster, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(raster_sources.HTTP_OPTIONS, "GDAL_HTTP_RETRY_DELAY", "0.1")
+    cog(make_raster, 1500)
+    info = describe(server.url("raster.tif"))
+    with open_raster(info, [1, 2]) as reader:
+        reader.read(Window(0, 0, 64, 64))
+        server.busy_answers = 1000
+        with pytest.raises(RasterError, match="cannot be read on at row 700, column 700") as caught:
+            reader.read(Window(700, 700, 200, 200))
+    assert caught.value.code == "RASTER_REMOTE" and "Run again when the network is back" in caught.value.hint
+
+
+def in_store(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment in which the server is where s3:// leads."""
+    store = {"S3_ENDPOINT": f"127.0.0.1:{server.server_port}", "HTTPS": "NO", "VIRTUAL_HOSTING": "FALSE",
+             "NO_SIGN_REQUEST": "YES"}  # fmt: skip
+    for key, value in store.items():
+        monkeypatch.setenv(f"AWS_{key}", value)
+
+
+@pytest.mark.parametrize("name", ["s3://bucket/raster.tif", "/vsis3/bucket/raster.tif"])
+def test_a_raster_in_a_store_is_read_as_the_environment_says(
+    make_raster: MakeRaster, server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    in_store(server, monkeypatch)
+    (tmp_path / "bucket").mkdir()
+    cog(make_raster).rename(tmp_path / "bucket" / "raster.tif")
+    assert (read(name) == scene()).all()
+    beside = [line for line in server.requests if " /bucket/raster.tif " not in line]
+    assert server.requests and not beside
+
+
+def test_a_store_that_has_no_such_raster_is_said(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_store(server, monkeypatch)
+    with pytest.raises(RasterError, match="cannot be opened over the network") as caught:
+        describe("s3://bucket/none.tif")
+    assert caught.value.code == "RASTER_REMOTE"
 
 
 def test_a_remote_raster_that_is_replaced_is_noticed(make_raster: MakeRaster, server: Server) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from geopeft.models.spec import InputBand
-from geopeft.models.texture import Texture, box_mean, describe_texture, principal_components
+from geopeft.models.texture import CACHED_VALUES, Texture, box_mean, box_means, describe_texture, principal_components
 
 RED_NIR = (
     InputBand(name="r", common="red", scale=1e-4, mean=0.1, std=0.05),
@@ -32,6 +32,14 @@ def test_a_window_is_cut_at_the_edge_of_the_chip() -> None:
     x = torch.arange(16.0).view(1, 1, 4, 4)
     assert float(box_mean(x, 3)[0, 0, 0, 0]) == pytest.approx((0 + 1 + 4 + 5) / 4)
     assert float(box_mean(x, 3)[0, 0, 1, 1]) == pytest.approx(5)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 40, 33), (1, 2, CACHED_VALUES // 300, 310), (1, 1, 5, 2), (1, 1, 1, 1)])
+def test_all_windows_at_once_give_what_pooling_gives(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    for windows in ((3, 5, 9), (3, 7, 17), (1,), ()):
+        for found, window in zip(box_means(x, windows), windows, strict=True):
+            assert torch.allclose(found, box_mean(x, window), atol=1e-6)
 
 
 def test_beyond_its_reach_a_window_of_a_raster_gives_the_same() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import shapely
 import torch
 from affine import Affine
 from geopeft import fit, package
+from geopeft.data.batches import Batch
 from geopeft.errors import JobError
 from geopeft.events import Reporter
 from geopeft.job import FitJob
@@ -24,10 +26,11 @@ from geopeft.models.adapters.vit_adapter import VitAdapter
 from geopeft.models.backbones import BACKBONES
 from geopeft.models.backbones.backbone import Scene
 from geopeft.models.backbones.prithvi import build as build_prithvi
+from geopeft.models.backbones.timm_backbone import PlainTransformer, TimmBackbone
 from geopeft.models.backbones.transformer import VitBackbone
 from geopeft.models.segmentation import build_backbone
 from geopeft.models.spec import InputBand, ModelSpec
-from geopeft.training import SETTLING_BATCHES, settle
+from geopeft.training.trainer import SETTLING_BATCHES, settle
 from reference import TOLERANCE, config, expected, inputs, largest_difference, weights
 from torch import Tensor
 
@@ -174,6 +177,29 @@ def test_a_new_adapter_leaves_the_transformer_as_it_was() -> None:
     assert not torch.allclose(deep[3], plain[3], atol=1e-2)
 
 
+def test_a_new_adapter_leaves_a_transformer_of_timm_as_it_was() -> None:
+    torch.manual_seed(0)
+    card = replace(
+        BACKBONES["ssl4eo_vits16_dino"],
+        options={"architecture": "vit_small_patch16_224", "dim": 48, "depth": 4, "heads": 3},
+    )
+    backbone = build_backbone(card, tuple(band.name for band in card.bands), ()).eval()
+    assert isinstance(backbone, TimmBackbone)
+    x = torch.rand(2, len(card.bands), 64, 96)
+    with torch.no_grad():
+        theirs = backbone(x)
+        VitAdapter().apply(backbone, spec_of(card.name, ("B02", "B03", "B04")))
+        side, plain = backbone.side, PlainTransformer(backbone.net, backbone.taps)
+        assert isinstance(side, InteractionNetwork)
+        tokens = plain.embed(x, 10.0, None)
+        deep = [tokens := block(tokens) for block in plain.blocks]
+        maps = backbone(x)
+    for tap, own in zip(plain.taps, theirs, strict=True):
+        done = plain.to_map(backbone.net.norm(deep[tap])[:, plain.prefix :], 4, 6)
+        torch.testing.assert_close(done, own, atol=1e-5, rtol=0)
+    assert [m.shape[-2:] for m in maps] == [(16, 24), (8, 12), (4, 6), (2, 3)] and backbone.strides == [4, 8, 16, 32]
+
+
 def test_a_chips_maps_do_not_depend_on_the_others_even_in_training() -> None:
     model, x = shaken(model_of("galileo_nano")).train(), torch.rand(3, 10, 20, 20)
     with torch.no_grad():
@@ -189,14 +215,14 @@ class Sampler:
     def __init__(self) -> None:
         self._rng = np.random.default_rng(1)
 
-    def told_batch(self, count: int) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], None]:
+    def draw(self, count: int) -> Batch:
         values = self._rng.normal(30, 9, (count, 10, 32, 32)).astype(np.float32)
-        return (values, np.ones((count, 32, 32), bool), np.zeros((count, 32, 32), np.uint8)), None
+        return Batch(values, np.ones((count, 32, 32), bool), np.zeros((count, 32, 32), np.uint8))
 
 
 def test_settled_statistics_are_those_of_the_training_chips_and_stay() -> None:
     model = model_of("galileo_nano")
-    raw = torch.from_numpy(Sampler().told_batch(8)[0][0])
+    raw = torch.from_numpy(Sampler().draw(8).values)
     before = [float(m.detach().std()) for m in model.encode(raw)[0]]
     settle(model, Sampler())  # type: ignore[arg-type]
     settled = [float(m.detach().std()) for m in model.encode(raw)[0]]

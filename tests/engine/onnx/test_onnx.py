@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import pytest
 import rasterio
 import torch
 from conftest import MakeRaster  # type: ignore[import-not-found]
-from geopeft import inspecting, package, predict
+from geopeft import inspecting, package, predict, stac
 from geopeft.errors import GeopeftError
 from geopeft.events import Reporter
 from geopeft.forest import Pixels, fit_classical
@@ -26,7 +26,8 @@ from geopeft.models.texture import Texture, describe_texture
 from geopeft.onnx import export, quantise
 from geopeft.onnx import graph as onnx_graph
 from geopeft.onnx.keys import deepness_sentence, write_keys
-from geopeft.onnx.model import OnnxModel, choose_providers
+from geopeft.onnx.model import OnnxModel
+from geopeft.onnx.providers import choose_providers, open_session
 from geopeft.runtime import Runtime
 from onnx import TensorProto, helper, numpy_helper
 
@@ -207,7 +208,7 @@ def test_eight_bits_cost_what_is_said(
     told = {entry.key: entry.value for entry in small.metadata_props}
     assert json.loads(told["int8"]) == loss and "model_type" in told and heard.says("of the pixels keep their class")
     assert loss["method"] == ("static" if with_raster else "weights") and loss["real_chips"] is with_raster
-    assert out.stat().st_size < 0.7 * exported[0].stat().st_size
+    assert out.stat().st_size < 0.8 * exported[0].stat().st_size
     # The forest is not touched.
     for op in ("TreeEnsembleRegressor", "Gemm"):
         assert [n for n in small.graph.node if n.op_type == op] == [n for n in whole.graph.node if n.op_type == op]
@@ -404,6 +405,150 @@ def test_the_fastest_provider_is_taken_and_a_missing_one_is_told() -> None:
     with pytest.raises(GeopeftError) as told:
         choose_providers("cuda", [cpu])
     assert told.value.code == "DEVICE_UNAVAILABLE" and "CUDA" in told.value.message
+
+
+class Session:
+    """Stands for ONNX Runtime's session: opens on the named providers only, or on the CPU in their place."""
+
+    starts: tuple[str, ...] = ()
+    silent: tuple[str, ...] = ()
+
+    def __init__(self, model: bytes, options: Any, providers: Sequence[str], **others: Any) -> None:
+        assert others == {"enable_fallback": 0}
+        if providers[0] not in (*self.starts, *self.silent):
+            raise RuntimeError(f"no library for {providers[0]}\nat line 7")
+        self.providers = [*providers] if providers[0] in self.starts else ["CPUExecutionProvider"]
+
+    def get_providers(self) -> list[str]:
+        return self.providers
+
+
+@pytest.fixture
+def three_providers(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = [f"{name}ExecutionProvider" for name in ("CUDA", "Dml", "CPU")]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: there)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)
+    monkeypatch.setattr(Session, "starts", ("CPUExecutionProvider",))
+
+
+def attempt(session: Any) -> np.ndarray:
+    if session.get_providers()[0] == "DmlExecutionProvider":
+        raise ValueError("out of memory")
+    return np.ones(1)
+
+
+def test_a_provider_that_fails_is_told_and_the_next_one_taken(
+    three_providers: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = Heard()
+    # The one does not start, the other one fails at work.
+    monkeypatch.setattr(Session, "starts", ("DmlExecutionProvider", "CPUExecutionProvider"))
+    session, found = open_session(Path("m.onnx"), b"", "auto", heard, attempt)
+    assert session.get_providers() == ["CPUExecutionProvider"] and found == 1
+    assert heard.texts == [
+        ("warning", "ONNX Runtime cannot use CUDA for m.onnx: no library for CUDAExecutionProvider. It goes on with "
+         "DirectML."),
+        ("warning", "ONNX Runtime cannot use DirectML for m.onnx: out of memory. It goes on with the CPU."),
+        ("info", "m.onnx is computed by ONNX Runtime on the CPU."),
+    ]  # fmt: skip
+
+
+def test_a_provider_that_silently_became_the_cpu_is_told_and_one_that_was_named_is_needed(
+    three_providers: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = Heard()
+    monkeypatch.setattr(Session, "silent", ("CUDAExecutionProvider",))
+    open_session(Path("m.onnx"), b"", "auto", heard, attempt)
+    assert heard.says("cannot use CUDA for m.onnx: it does not start on this machine", "warning")
+    with pytest.raises(GeopeftError) as told:
+        open_session(Path("m.onnx"), b"", "cuda", heard, attempt)
+    assert told.value.code == "DEVICE_UNAVAILABLE" and told.value.hint == "Set the device to auto."
+    monkeypatch.setattr(Session, "starts", ())
+    with pytest.raises(GeopeftError, match="m.onnx cannot be used: ONNX Runtime says no library for CPU") as told:
+        open_session(Path("m.onnx"), b"", "auto", heard, attempt)
+    assert told.value.code == "ONNX_BROKEN"
+
+
+def test_the_runtime_knows_gelu_as_one_operator(exported: tuple[Path, Heard, dict[str, Any]], tmp_path: Path) -> None:
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "o.onnx")
+    options.log_severity_level = 4
+    onnxruntime.InferenceSession(str(exported[0]), options, providers=["CPUExecutionProvider"])
+    operators = [node.op_type for node in onnx.load(str(tmp_path / "o.onnx")).graph.node]
+    assert "Gelu" in operators and "Erf" not in operators
+
+
+@pytest.mark.parametrize(("losses", "spared"), [((0.97, 0.995), 0.25), ((0.97, 0.98, 0.96), 0.25), ((0.992,), 0.0)])
+def test_the_first_products_are_left_as_they_are_until_few_enough_pixels_change(
+    losses: Sequence[float], spared: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left, tried = [*losses], []
+
+    def calibrated(model: onnx.ModelProto, network: str, chips: np.ndarray, spared: float) -> onnx.ModelProto:
+        tried.append(spared)
+        return onnx.ModelProto(doc_string=str(spared))
+
+    monkeypatch.setattr(quantise, "calibrated", calibrated)
+    monkeypatch.setattr(quantise, "measure", lambda *_, **__: quantise.Loss("static", left.pop(0), 0.01, 4, True, 2.0))
+    small, loss = quantise.with_least_loss(onnx.ModelProto(), "y", np.zeros((8, 1, 4, 4)))
+    assert small.doc_string == str(spared) and loss.agreement == max(losses) and len(tried) == len(losses)
+
+
+def test_eight_bits_that_are_not_worth_it_are_called_so() -> None:
+    def doubt(method: str, agreement: float, speed: float) -> str:
+        return quantise.Loss(method, agreement, 0.01, 4, True, speed).doubt()
+
+    assert doubt("static", 0.995, 1.8) == ""
+    assert "change the class of 2.0% of the pixels" in doubt("static", 0.98, 1.8)
+    assert doubt("static", 0.98, 1.2).count(" and ") == 1 and "only 1.2 times as fast" in doubt("static", 0.995, 1.2)
+    # Nobody expects weights alone to be faster.
+    assert doubt("weights", 0.995, 1.0) == ""
+
+
+def test_half_of_the_products_stay_as_they_are_where_that_is_asked(
+    exported: tuple[Path, Heard, dict[str, Any]],
+) -> None:
+    whole = onnx.load(str(exported[0]))
+    chips = scene(SIDE, SIDE)[None].astype(np.float32).repeat(2, 0)
+    counts = []
+    for spared in (0.0, 0.5):
+        small = quantise.calibrated(whole, "network", chips, spared)
+        floats = {tensor.name for tensor in small.graph.initializer if tensor.data_type == TensorProto.FLOAT}
+        convolutions = [node for node in small.graph.node if node.op_type == "Conv"]
+        counts.append(sum(node.input[1] in floats for node in convolutions))
+    assert counts[0] == 0 < counts[1] < len(convolutions)
+    assert convolutions[0].input[1] in floats and convolutions[-1].input[1] not in floats
+
+
+def test_a_model_for_radar_says_that_it_takes_decibels(model: Path) -> None:
+    manifest = package.read_manifest(model)
+    assert "decibel" not in deepness_sentence(manifest) and "band_units" not in write_keys(manifest, SIDE, 12)
+    red, nir = manifest.spec.bands
+    radar = nir.model_copy(update={"name": "VV", "unit": "decibel", "wavelength_um": None})
+    mixed = manifest.model_copy(update={"spec": manifest.spec.model_copy(update={"bands": (red, radar)})})
+    assert json.loads(write_keys(mixed, SIDE, 12)["band_units"]) == ["", "decibel"]
+    assert deepness_sentence(mixed).endswith("VV (radar) must be in decibels: linear power is not converted there.")
+    bands = stac.stac_item(model, mixed, SIDE)["assets"]["model"]["bands"]
+    assert bands[1] == {"name": "VV", "unit": "dB"} and "unit" not in bands[0]
+
+
+def test_the_package_of_the_stac_extension_reads_our_items(
+    model: Path, exported: tuple[Path, Heard, dict[str, Any]]
+) -> None:
+    pytest.importorskip("stac_model", reason="stac-model 0.6.1 (MLM 1.5.2) is not installed")
+    import pystac  # type: ignore[import-not-found,unused-ignore]
+    from stac_model.schema import SCHEMA_URI, MLModelProperties  # type: ignore[import-not-found,unused-ignore]
+
+    for path in (model, exported[0]):
+        made = stac.stac_item(path, package.read_manifest(model), SIDE)
+        item = pystac.Item.from_dict(made)
+        assert SCHEMA_URI in item.stac_extensions or not SCHEMA_URI.endswith("v1.5.2/schema.json")
+        read = MLModelProperties.model_validate(item.properties)
+        (given,), (result,) = read.input, read.output
+        assert {str(task) for task in read.tasks} == {"semantic-segmentation"} and read.name == "west_coast"
+        assert [*given.input.shape] == [-1, 2, SIDE, SIDE] and [*result.result.shape] == [-1, SIDE, SIDE]
+        assert [known.value for known in result.classes] == [0, 1, 2, 3]
 
 
 def test_a_stac_item_has_what_the_model_extension_asks_for(

@@ -49,18 +49,6 @@ def test_a_cancel_ends_the_processes(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not made[0].process.is_alive() and made[0].process.exitcode == -9
 
 
-def test_processes_share_out_gpus_and_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(runs, "cores", lambda: 8)
-    assert [runs._environment(slot, 3, 2) for slot in (0, 1, 2)] == [
-        {"OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": gpu} for gpu in "010"
-    ]
-    assert runs._environment(0, 1, 0) == {}
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    assert [runs._environment(slot, 2, 2)["CUDA_VISIBLE_DEVICES"] for slot in (0, 1)] == ["5", "7"]
-
-
 def _task(seed: int, folder: Path) -> Task:
     fit = FitJob(rasters=("a.tif",), labels="l", out=str(folder / "m.geopeft"))
     return Task(Cell("run", Method("scratch_unet", "full", "unet"), 1.0, seed, 1.0, 1), str(seed), fit, {}, False)

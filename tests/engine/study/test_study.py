@@ -98,6 +98,22 @@ def test_a_study_trains_in_processes_of_their_own_and_scores_both_regions(
     assert not list(Path(made.out).parent.glob("*.geopeft"))
 
 
+def test_the_table_is_the_same_whichever_run_ends_first(
+    scene: dict[str, Any], pretended: list[Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields: dict[str, Any] = {"backbones": ["galileo_nano"], "adapters": ["full"], "seeds": 3, "rates": [1, 3]}
+    study.run(job(scene, tmp_path / "one.csv", **fields), Reporter())
+    pretend = study.run_tasks
+
+    def backwards(tasks: Any, *rest: Any) -> Iterator[Ended]:
+        yield from reversed(list(pretend(tasks, *rest)))
+
+    monkeypatch.setattr(study, "run_tasks", backwards)
+    study.run(job(scene, tmp_path / "two.csv", processes=4, **fields), Reporter())
+    assert (tmp_path / "two.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()
+    assert len(rows_of(tmp_path / "one.csv")) == 8
+
+
 def test_what_is_done_is_not_run_again_and_what_failed_is(
     scene: dict[str, Any], pretended: list[Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from geopeft.models.adapters.reparametrized import Reparametrized, Update, flat, through
@@ -31,6 +33,8 @@ class LowRank(Update):
         return weight + self.scale * (up @ down)
 
     def forward(self, layer: Layer, x: Tensor) -> Tensor:
+        if isinstance(layer, nn.Linear) and not layer.weight.requires_grad:
+            return low_rank_linear(x, layer, *self.factors(), self.scale)
         y: Tensor = layer(x) + self.added(layer, x)
         return y
 
@@ -39,6 +43,47 @@ class LowRank(Update):
         up, down = self.factors()
         inner = self.scale * through(layer, x, down)
         return F.linear(inner, up) if isinstance(layer, nn.Linear) else F.conv2d(inner, up[:, :, None, None])
+
+
+class _LowRankLinear(torch.autograd.Function):
+    """x W^T + b + scale * (x down^T) up^T, W and b frozen. Sums are made in place: no second output is ever made."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, up: Tensor, down: Tensor, scale: float
+    ) -> Tensor:
+        rows = x.flatten(0, -2)
+        inner = rows @ down.T
+        y = F.linear(rows, weight, bias).addmm_(inner, up.T, alpha=scale)
+        ctx.save_for_backward(x, weight, up, down, inner)
+        ctx.scale = scale
+        whole: Tensor = y.unflatten(0, x.shape[:-1])
+        return whole
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, up, down, inner = ctx.saved_tensors
+        rows = gradient.flatten(0, -2)
+        through_up = ctx.scale * (rows @ up)
+        for_up = ctx.scale * (rows.T @ inner) if ctx.needs_input_grad[3] else None
+        for_down = through_up.T @ x.flatten(0, -2) if ctx.needs_input_grad[4] else None
+        for_x = None
+        if ctx.needs_input_grad[0]:
+            for_x = (rows @ weight).addmm_(through_up, down).view_as(x)
+        return for_x, None, None, for_up, for_down, None
+
+
+def low_rank_linear(x: Tensor, layer: nn.Linear, up: Tensor, down: Tensor, scale: float) -> Tensor:
+    """A frozen layer with a low-rank update: x (..., cols), up (rows, r), down (r, cols) -> (..., rows)."""
+    weight: Tensor = layer.weight
+    bias: Tensor | None = layer.bias
+    if torch.is_autocast_enabled(x.device.type):
+        kind = torch.get_autocast_dtype(x.device.type)
+        x, weight, up, down = (tensor.to(kind) for tensor in (x, weight, up, down))
+        bias = bias.to(kind) if bias is not None else None
+    y: Tensor = _LowRankLinear.apply(x, weight, bias, up, down, scale)
+    return y
 
 
 class LoraUpdate(LowRank):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,9 +70,31 @@ class Backbone(nn.Module):
         """x (B, C, H, W) in the network's units; pixels are gsd_m wide. Of several dates C is date after date."""
         raise NotImplementedError
 
+    def resting_blocks(self) -> int:
+        """How many of the first blocks learn nothing, nor does what lies before them: what they give for a chip stays
+        the same in a training. 0 too where the network cannot be divided."""
+        return 0
+
+    def begin(self, x: Tensor, gsd_m: float, scene: Scene | None, blocks: int) -> list[Tensor]:
+        """What so many first blocks make of x: the next block's input, then the maps that are finished by then."""
+        raise NotImplementedError
+
+    def go_on(self, begun: Sequence[Tensor], blocks: int, height: int, width: int) -> list[Tensor]:
+        """The maps of `forward`, from what `begin` gave for chips of height x width pixels."""
+        raise NotImplementedError
+
     def __call__(self, *args: Any, **kwargs: Any) -> list[Tensor]:
         maps: list[Tensor] = super().__call__(*args, **kwargs)
         return maps
+
+
+def resting(backbone: Backbone, blocks: Iterable[nn.Module]) -> int:
+    """How many of these first blocks learn nothing; 0 where something outside of them learns."""
+    learning = {id(p) for p in backbone.parameters() if p.requires_grad}
+    inside = [{id(p) for p in block.parameters()} & learning for block in blocks]
+    if sum(map(len, inside)) < len(learning):
+        return 0
+    return next((at for at, own in enumerate(inside) if own), 0)
 
 
 def load_exactly(module: nn.Module, state: Mapping[str, Tensor], title: str) -> None:

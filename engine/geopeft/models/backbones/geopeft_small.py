@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from geopeft.errors import BandError
-from geopeft.models.backbones.backbone import Backbone, Scene, load_exactly
+from geopeft.models.backbones.backbone import Backbone, Scene, load_exactly, resting
 from geopeft.models.backbones.timm_backbone import TimmBackbone, lora_targets, make_net
 from geopeft.models.registry import BackboneCard
 from geopeft.models.sizes import crop_map, pad_to_multiple
@@ -82,14 +82,28 @@ class GeopeftSmall(Backbone):
 
     def forward(self, x: Tensor, gsd_m: float = 10.0, scene: Scene | None = None) -> list[Tensor]:
         height, width = x.shape[-2:]
+        return self.go_on(self.begin(x, gsd_m, scene, 0), 0, height, width)
+
+    def resting_blocks(self) -> int:
+        """Its blocks are the network's stages."""
+        return resting(self, self.stages)
+
+    def begin(self, x: Tensor, gsd_m: float, scene: Scene | None, blocks: int) -> list[Tensor]:
         x = self.first(self.stem(pad_to_multiple(x, max(self.strides)), gsd_m))
-        maps: list[Tensor] = []
-        for index, stage in enumerate(self.stages):
-            x = stage(x)
+        return self._run(x, range(blocks))
+
+    def go_on(self, begun: Sequence[Tensor], blocks: int, height: int, width: int) -> list[Tensor]:
+        maps = [*begun[1:], *self._run(begun[0], range(blocks, len(self.stages)))[1:]]
+        return [crop_map(m, height, width, stride) for m, stride in zip(maps, self.strides, strict=True)]
+
+    def _run(self, x: Tensor, stages: range) -> list[Tensor]:
+        """These stages: what the next one gets, then the maps on the way."""
+        maps = []
+        for index in stages:
+            x = self.stages[index](x)
             if index in self._taps:
-                stride = self.strides[len(maps)]
-                maps.append(crop_map(x, height, width, stride))
-        return maps
+                maps.append(x)
+        return [x, *maps]
 
 
 class WavelengthStem(nn.Module):

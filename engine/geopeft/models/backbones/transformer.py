@@ -7,12 +7,14 @@ prompts and side networks add to it, is here once for all.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from geopeft.models.backbones.backbone import Backbone, Scene
+from geopeft.models.backbones.backbone import Backbone, Scene, resting
+from geopeft.models.recompute import computed_again, wholly_again
 from geopeft.models.sizes import crop_map, pad_to_multiple
 
 MAPS = 4
@@ -47,7 +49,11 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        inner = self.fc1(x)
+        active = F.gelu(inner)
+        kept = inner.detach()
+        with computed_again(active, lambda: F.gelu(kept)):
+            y: Tensor = self.fc2(active)
         return y
 
 
@@ -72,15 +78,45 @@ class Block(nn.Module):
         self.mlp: nn.Module = Mlp(dim, hidden or 4 * dim)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        x = x + self.attn(self.norm1(x), mask)
-        y: Tensor = x + self.mlp(self.norm2(x))
-        return y
+        x = x + after_norm(self.norm1, x, lambda normed: self.attn(normed, mask))
+        return x + after_norm(self.norm2, x, self.mlp)
+
+
+def after_norm(norm: nn.Module, x: Tensor, layer: Callable[[Tensor], Tensor]) -> Tensor:
+    """layer(norm(x)), for whose gradient only x is kept. Under autocast the layer gets what its products take: cast
+    once, not by each of them."""
+
+    def made(tokens: Tensor) -> Tensor:
+        normed: Tensor = norm(tokens)
+        device = tokens.device.type
+        return normed.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else normed
+
+    normed, kept = made(x), x.detach()
+    with computed_again(normed, lambda: made(kept)):
+        return layer(normed)
+
+
+class Transformer(Protocol):
+    """What a side network needs of a transformer; see `VitBackbone`, which has it."""
+
+    patch_px: int
+    prefix: int
+    taps: list[int]
+
+    @property
+    def blocks(self) -> Sequence[Callable[[Tensor], Tensor]]: ...
+
+    def embed(self, x: Tensor, gsd_m: float, scene: Scene | None) -> Tensor: ...
+
+    def to_map(self, tokens: Tensor, rows: int, cols: int) -> Tensor: ...
+
+    def spread(self, update: Tensor, tokens: int) -> Tensor: ...
 
 
 class SideNetwork(nn.Module):
     """What runs beside a transformer's blocks and gives the maps in its place, such as a ViT-Adapter."""
 
-    def forward(self, backbone: VitBackbone, x: Tensor, gsd_m: float, scene: Scene | None) -> list[Tensor]:
+    def forward(self, backbone: Transformer, x: Tensor, gsd_m: float, scene: Scene | None) -> list[Tensor]:
         """As `Backbone.forward`; x is padded to whole patches, and maps may cover the padding."""
         raise NotImplementedError
 
@@ -94,6 +130,7 @@ class VitBackbone(Backbone):
         prompts: (depth, P, D) tokens that each block sees behind the prefix and that go with it (deep VPT); None: none.
         prompt_dropout: what the prompts pass in training.
         side: takes over the way from image to maps; None: none.
+        low_memory: in training, blocks run again in the backward pass and keep nothing for it.
     """
 
     adapter_targets = ("q", "v", "fc1", "fc2")
@@ -112,6 +149,7 @@ class VitBackbone(Backbone):
         self.prompts = None
         self.prompt_dropout: nn.Module = nn.Identity()
         self.side = None
+        self.low_memory = False
 
     @property
     def blocks(self) -> Sequence[Callable[[Tensor], Tensor]]:
@@ -128,8 +166,7 @@ class VitBackbone(Backbone):
 
     def to_map(self, tokens: Tensor, rows: int, cols: int) -> Tensor:
         """(B, N, D) tokens without the prefix -> (B, D, rows, cols)."""
-        grid: Tensor = tokens.transpose(1, 2).unflatten(2, (rows, cols))
-        return grid
+        return token_grid(tokens, rows, cols)
 
     def spread(self, update: Tensor, tokens: int) -> Tensor:
         """(B, patches, D), a row for each patch -> (B, tokens, D): each token, prefix aside, gets its patch's row."""
@@ -137,10 +174,14 @@ class VitBackbone(Backbone):
 
     def run_block(self, index: int, tokens: Tensor) -> Tensor:
         """One block on (B, prefix + N, D), with its prompts where there are any."""
-        block = self.blocks[index]
-        if self.prompts is None:
-            return block(tokens)
-        return run_prompted(block, tokens, self.prompts[index], self.prefix, self.prompt_dropout)
+        block, prompts = self.blocks[index], self.prompts
+
+        def run(tokens: Tensor) -> Tensor:
+            if prompts is None:
+                return block(tokens)
+            return run_prompted(block, tokens, prompts[index], self.prefix, self.prompt_dropout)
+
+        return wholly_again(run, tokens) if self.low_memory and torch.is_grad_enabled() else run(tokens)
 
     def forward(self, x: Tensor, gsd_m: float = 10.0, scene: Scene | None = None) -> list[Tensor]:
         height, width = x.shape[-2:]
@@ -148,19 +189,41 @@ class VitBackbone(Backbone):
         if self.side is not None:
             maps: list[Tensor] = self.side(self, x, gsd_m, scene)
         else:
-            maps = self._maps(x, gsd_m, scene)
+            rows, cols = x.shape[-2] // self.patch_px, x.shape[-1] // self.patch_px
+            maps = self._run(self.embed(x, gsd_m, scene), range(len(self.blocks)), rows, cols)[1]
         return [crop_map(m, height, width, stride) for m, stride in zip(maps, self.strides, strict=True)]
 
-    def _maps(self, x: Tensor, gsd_m: float, scene: Scene | None) -> list[Tensor]:
+    def resting_blocks(self) -> int:
+        # A network beside the blocks reads what none of them gives.
+        blocks = [block for block in self.blocks if isinstance(block, nn.Module)]
+        return resting(self, blocks) if self.side is None and len(blocks) == len(self.blocks) else 0
+
+    def begin(self, x: Tensor, gsd_m: float, scene: Scene | None, blocks: int) -> list[Tensor]:
+        x = pad_to_multiple(x, self.patch_px)
         rows, cols = x.shape[-2] // self.patch_px, x.shape[-1] // self.patch_px
-        tokens = self.embed(x, gsd_m, scene)
+        tokens, maps = self._run(self.embed(x, gsd_m, scene), range(blocks), rows, cols)
+        return [tokens, *maps]
+
+    def go_on(self, begun: Sequence[Tensor], blocks: int, height: int, width: int) -> list[Tensor]:
+        rows, cols = -(-height // self.patch_px), -(-width // self.patch_px)
+        maps = [*begun[1:], *self._run(begun[0], range(blocks, len(self.blocks)), rows, cols)[1]]
+        return [crop_map(m, height, width, stride) for m, stride in zip(maps, self.strides, strict=True)]
+
+    def _run(self, tokens: Tensor, blocks: range, rows: int, cols: int) -> tuple[Tensor, list[Tensor]]:
+        """These blocks on (B, prefix + N, D): what the next one gets, and the maps (B, D, rows, cols) on the way."""
         maps = []
-        for i in range(len(self.blocks)):
+        for i in blocks:
             tokens = self.run_block(i, tokens)
             if i in self.taps:
                 done = self.finish(tokens) if i == len(self.blocks) - 1 else tokens
                 maps.append(self.to_map(done[:, self.prefix :], rows, cols))
-        return maps
+        return tokens, maps
+
+
+def token_grid(tokens: Tensor, rows: int, cols: int) -> Tensor:
+    """(B, rows * cols, D) -> (B, D, rows, cols)."""
+    grid: Tensor = tokens.transpose(1, 2).unflatten(2, (rows, cols))
+    return grid
 
 
 def run_prompted(
@@ -170,6 +233,12 @@ def run_prompted(
     own = dropout(prompts.to(tokens.dtype).expand(tokens.shape[0], -1, -1))
     seen = block(torch.cat([tokens[:, :prefix], own, tokens[:, prefix:]], dim=1))
     return torch.cat([seen[:, :prefix], seen[:, prefix + len(prompts) :]], dim=1)
+
+
+def keep_little(backbone: Backbone, low_memory: bool) -> None:
+    """Sets `VitBackbone.low_memory`; other networks have no such blocks and stay as they are."""
+    if isinstance(backbone, VitBackbone):
+        backbone.low_memory = low_memory
 
 
 def split_qkv(state: Mapping[str, Tensor], fused: str = "qkv") -> dict[str, Tensor]:

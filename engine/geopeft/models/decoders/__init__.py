@@ -42,5 +42,11 @@ DECODERS: Table[DecoderRow] = Table(
             parameters={"light": 56_277, "study": 214_341},
             by_class=True,
         ),
+        DecoderRow(
+            "narrow",
+            "The finest map and the raw bands in few channels, for small models",
+            f"{_BUILDERS}.narrow:build",
+            parameters={"light": 15_776, "study": 93_824},
+        ),
     ),
 )

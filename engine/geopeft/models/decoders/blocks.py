@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from geopeft.models.recompute import computed_again
+
 MAX_STRIDE = 16
 
 
@@ -21,20 +23,33 @@ class PixelNorm(nn.Module):
         return normed.permute(0, 3, 1, 2)
 
 
-class ConvBlock(nn.Sequential):
+class NormedLayer(nn.Sequential):
+    """A layer, normalisation, GELU. What the normalisation gives is not kept for the gradient."""
+
+    def __init__(self, layer: nn.Module, channels: int) -> None:
+        super().__init__(layer, PixelNorm(channels), nn.GELU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        layer, norm, active = self
+        mapped = layer(x)
+        normed, kept = norm(mapped), mapped.detach()
+        with computed_again(normed, lambda: norm(kept)):
+            y: Tensor = active(normed)
+        return y
+
+
+class ConvBlock(NormedLayer):
     """3x3 convolution, normalisation, GELU; the size stays."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
-        super().__init__(
-            nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False), PixelNorm(channels_out), nn.GELU()
-        )
+        super().__init__(nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False), channels_out)
 
 
-class Doubling(nn.Sequential):
+class Doubling(NormedLayer):
     """A transposed convolution that makes a map twice as large, normalisation, GELU."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
-        super().__init__(nn.ConvTranspose2d(channels_in, channels_out, 2, 2), PixelNorm(channels_out), nn.GELU())
+        super().__init__(nn.ConvTranspose2d(channels_in, channels_out, 2, 2), channels_out)
 
 
 def last_fine_map(strides: Sequence[int]) -> int:

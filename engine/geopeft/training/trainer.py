@@ -17,13 +17,14 @@ import torch
 
 from geopeft.accuracy import confusion, mean_iou
 from geopeft.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
-from geopeft.data.chips import Chip, ChipSampler
+from geopeft.data.batches import Ahead, Batch, Sampler
+from geopeft.data.chips import Chip
 from geopeft.errors import Canceled, OutputError
 from geopeft.events import Reporter
 from geopeft.models import SegmentationModel
 from geopeft.models.metadata import scene_of
-from geopeft.objective import balanced_cross_entropy
 from geopeft.runtime import fill_invalid, fill_values
+from geopeft.training.learning import Computed, Features, Learner
 
 BATCH = 8
 EVALUATE_EVERY = 20
@@ -107,18 +108,20 @@ class Trainer:
         trusts_validation: the best weights are those with the lowest validation loss; else the last, averaged ones.
         pace: None: that of a training from nothing.
         checkpoint: where the run is kept from time to time, and when it is canceled.
+        features: where the steps have their feature maps from; None: the whole backbone, every time.
     """
 
     def __init__(
         self,
         model: SegmentationModel,
-        sampler: ChipSampler,
+        sampler: Sampler,
         validation: ValidationChips,
         reporter: Reporter,
         trusts_validation: bool = True,
         *,
         pace: Pace | None = None,
         checkpoint: Checkpoint | None = None,
+        features: Features | None = None,
     ) -> None:
         self.model, self._sampler, self._validation, self._reporter = model, sampler, validation, reporter
         self._trusts = trusts_validation
@@ -126,8 +129,8 @@ class Trainer:
         self._device = next(model.parameters()).device
         # Convolutions and the norms over channels both read the channels of a pixel side by side.
         model.to(memory_format=torch.channels_last)
-        self._half = multiplies_bfloat16(self._device)
-        self._half_backbone = self._half and gains_from_half(model.backbone, self._device)
+        self._features = features or Computed(model)
+        self._learner = Learner(model, self._features)
         self._fill = fill_values(model.spec.bands)
         self._names = {name for name, p in model.named_parameters() if p.requires_grad}
         self._adapter = [p for p in model.backbone.parameters() if p.requires_grad]
@@ -190,10 +193,11 @@ class Trainer:
             waits = bool(self._adapter) and self.model.spec.adapter != "full"
             alone = round(self._pace.alone * steps) if waits else 0
             optimizer, before = self._begin(), at.step
-            with self._kept_on_cancel(optimizer):
+            self._let_adapter_learn(at.step >= alone)
+            with self._drawn() as batches, self._kept_on_cancel(optimizer):
                 while not self._over(last, deadline, alone):
                     self._let_adapter_learn(at.step >= alone)
-                    self._one_step(optimizer, _warm_then_cosine(at.step, steps))
+                    self._one_step(batches, optimizer, _warm_then_cosine(at.step, steps))
                     self._update_average(min(AVERAGING, at.step / (at.step + 9)))
                     self._reporter.progress("fit", at.step, self._total + ahead, deadline - time.monotonic())
                     self._save_if_due(optimizer)
@@ -208,7 +212,7 @@ class Trainer:
         return at.trained
 
     def finish(
-        self, sampler: ChipSampler, steps: int, done: int, deadline: float = math.inf, *, keep: bool = False
+        self, sampler: Sampler, steps: int, done: int, deadline: float = math.inf, *, keep: bool = False
     ) -> None:
         """The last steps, on all labels: what was held out has told all it can and may teach now.
 
@@ -223,9 +227,9 @@ class Trainer:
             for name, tensor in self._trained().items():
                 self._average[name].copy_(tensor)
         optimizer, before = self._begin(), at.step
-        with self._kept_on_cancel(optimizer):
+        with self._drawn() as batches, self._kept_on_cancel(optimizer):
             while at.step < steps and not self._reporter.stop_requested():
-                self._one_step(optimizer, FINISH_RATE * (1 - at.step / steps))
+                self._one_step(batches, optimizer, FINISH_RATE * (1 - at.step / steps))
                 self._update_average(AVERAGING)
                 total = done + steps + self._ahead
                 self._reporter.progress("fit", done + at.step, total, deadline - time.monotonic())
@@ -242,7 +246,8 @@ class Trainer:
 
     def _begin(self) -> torch.optim.Optimizer:
         """The optimizer of a phase, with the state of everything where a checkpoint was taken in it."""
-        optimizer = torch.optim.AdamW(self._parameter_groups(), weight_decay=WEIGHT_DECAY)
+        fused = self._device.type in ("cpu", "cuda")
+        optimizer = torch.optim.AdamW(self._parameter_groups(), weight_decay=WEIGHT_DECAY, fused=fused)
         if self._restored is not None:
             found, self._restored = self._restored, None
             put({n: found[f"model.{n}"] for n in self._average}, self._trained())
@@ -280,11 +285,22 @@ class Trainer:
     def _stopped(self) -> bool:
         return self._at.step > 0 and self._reporter.stop_requested()
 
-    def _one_step(self, optimizer: torch.optim.Optimizer, factor: float) -> None:
+    def _drawn(self) -> Ahead[tuple[Batch, torch.Tensor]]:
+        """The sampler's batches, each with its values as the model takes them."""
+
+        def filled(batch: Batch) -> tuple[Batch, torch.Tensor]:
+            return batch, torch.from_numpy(fill_invalid(batch.values, batch.valid, self._fill))
+
+        return Ahead(self._sampler, BATCH, filled)
+
+    def _one_step(
+        self, batches: Ahead[tuple[Batch, torch.Tensor]], optimizer: torch.optim.Optimizer, factor: float
+    ) -> None:
         for group in optimizer.param_groups:
             group["lr"] = group["rate"] * factor
-        self._at.loss = self._step(optimizer)
+        self._at.loss = self._learner.step(*batches.take(), optimizer)
         self._at.step += 1
+        self._at.random = batches.random_state
         self._reporter.can_stop = True
 
     @contextlib.contextmanager
@@ -304,7 +320,7 @@ class Trainer:
         """Writes the checkpoint. A training does not fail because there is no room for one."""
         if self._checkpoint is None:
             return
-        self._at.seconds, self._at.random = time.monotonic() - self._begun, self._sampler.random_state
+        self._at.seconds = time.monotonic() - self._begun
         tensors = {f"model.{n}": v for n, v in self._trained().items()}
         tensors |= {f"average.{n}": v for n, v in self._average.items()}
         tensors |= {f"best.{n}": v for n, v in (self._best or {}).items()}
@@ -325,32 +341,6 @@ class Trainer:
         for chip, place in chips:
             self._reporter.check_canceled()
             yield chip, place, self._logits(chip)
-
-    def _step(self, optimizer: torch.optim.Optimizer) -> float:
-        self.model.train()
-        told = self.model.spec.metadata
-        (values, valid, class_ids), taken = (
-            self._sampler.told_batch(BATCH) if told else (self._sampler.batch(BATCH), None)
-        )
-        scene = scene_of(taken, self.model.spec, self._device)
-        raw = torch.from_numpy(fill_invalid(values, valid, self._fill)).to(self._device)
-        truth = torch.from_numpy(class_ids.astype(np.int64)).to(self._device)
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._half_backbone):
-            features, standardised = self.model.encode(raw, scene)
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._half):
-            logits = self.model.decode(features, standardised)
-        loss = balanced_cross_entropy(logits, truth, self._class_weights(class_ids))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], 1.0)
-        optimizer.step()
-        return float(loss.detach())
-
-    def _class_weights(self, class_ids: np.ndarray) -> torch.Tensor:
-        """Root of the inverse frequency in these chips: full balance would let single pixels shout."""
-        counts = np.bincount(class_ids[class_ids < 255], minlength=self.model.spec.num_classes)
-        weights = 1 / np.sqrt(np.maximum(counts[: self.model.spec.num_classes], 1))
-        return torch.from_numpy((weights / weights.mean()).astype(np.float32)).to(self._device)
 
     def _let_adapter_learn(self, learns: bool) -> None:
         for parameter in self._adapter:
@@ -404,10 +394,12 @@ class Trainer:
 
     def _logits(self, chip: Chip) -> np.ndarray:
         raw = torch.from_numpy(fill_invalid(chip.values[None], chip.valid[None], self._fill)).to(self._device)
+        batch = Batch(chip.values[None], chip.valid[None], chip.class_ids[None], chip.taken)
         with torch.inference_mode():
             scene = scene_of(chip.taken, self.model.spec, self._device)
-            logits: np.ndarray = self.model(raw, scene).float()[0].cpu().numpy()
-        return logits
+            logits = self.model.decode(*self._features.encode(batch, raw, scene))
+            found: np.ndarray = logits.float()[0].cpu().numpy()
+        return found
 
     def _trained(self) -> dict[str, torch.Tensor]:
         """What changes in training: the trained parameters and, in full tuning, the statistics of the backbone."""
@@ -428,7 +420,7 @@ class Trainer:
             self._average[name].lerp_(tensor, 1 - keep)
 
 
-def settle(model: SegmentationModel, sampler: ChipSampler) -> None:
+def settle(model: SegmentationModel, sampler: Sampler) -> None:
     """Sets the batch statistics of norms that an adapter put in, to the mean over some batches of training chips."""
     norms = model.backbone.unsettled
     device, fill = model.scale.device, fill_values(model.spec.bands)
@@ -437,10 +429,10 @@ def settle(model: SegmentationModel, sampler: ChipSampler) -> None:
         norm.momentum = None
         norm.train()
     for _ in range(SETTLING_BATCHES if norms else 0):
-        (values, valid, _), taken = sampler.told_batch(BATCH)
-        raw = torch.from_numpy(fill_invalid(values, valid, fill)).to(device)
+        batch = sampler.draw(BATCH)
+        raw = torch.from_numpy(fill_invalid(batch.values, batch.valid, fill)).to(device)
         with torch.no_grad():
-            model.encode(raw, scene_of(taken, model.spec, device))
+            model.encode(raw, scene_of(batch.taken, model.spec, device))
     for norm in norms:
         norm.eval()
 
@@ -460,21 +452,6 @@ def standing_in(state: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.T
         yield
     finally:
         put(own, tensors)
-
-
-def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether the device has units for bfloat16, which train in about half the time; else it would be slower."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type == "cpu" and bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
-
-
-def gains_from_half(backbone: torch.nn.Module, device: torch.device) -> bool:
-    """Whether bfloat16 makes a backbone's training faster: on a CPU, small and depthwise layers lose by it."""
-    layers = [module for module in backbone.modules() if isinstance(module, torch.nn.Conv2d | torch.nn.Linear)]
-    depthwise = any(isinstance(layer, torch.nn.Conv2d) and layer.groups > 1 for layer in layers)
-    typical = max((layer.weight.shape[1] for layer in layers), default=0)
-    return device.type != "cpu" or (not depthwise and typical >= 1024)
 
 
 def _warm_then_cosine(step: int, steps: int) -> float:

@@ -1,0 +1,1 @@
+"""One model of several that were trained in different places from the same start."""

@@ -1,0 +1,1 @@
+"""Rasters mapped in overlapping windows: reading, looking, blending."""
