@@ -153,6 +153,9 @@ def _write_map(
                 for found in rows:
                     (raster.add_rows if found.tally.mapped else raster.skip)(found.values)
                     tally += found.tally
+            # Nothing is put in its place before the other side is through: it may be canceled at its last window.
+            for _ in seen:
+                pass
             still_same(info)
         return tally
 
