@@ -103,8 +103,10 @@ class Watch:
 
 
 def child_environment(pip: bool = False, network: Optional[Network] = None) -> dict[str, str]:
-    """The variables for a child process: what the engine may see and uv's, for pip with the user's PIP_* settings."""
-    child = engine_process.child_environment(os.environ)
+    """The variables for a child process: what the engine may see but for the keys of stores, and uv's, for pip with the
+    user's PIP_* settings."""
+    seen = engine_process.child_environment(os.environ)
+    child = {name: value for name, value in seen.items() if not name.upper().startswith(engine_process.STORES)}
     child.update({name: os.environ[name] for name in ALLOWED_UV if name in os.environ})
     if pip:
         child.update({name: value for name, value in os.environ.items() if name.startswith("PIP_")})

@@ -270,7 +270,7 @@ def test_uv_with_a_wrong_checksum_is_refused(own_home: Path, monkeypatch: pytest
     "PYTHONHOME PYTHONPATH PYTHONEXECUTABLE PYTHONSTARTUP PYTHONUSERBASE VIRTUAL_ENV CONDA_PREFIX LD_PRELOAD "
     "LD_LIBRARY_PATH DYLD_LIBRARY_PATH GDAL_DATA GDAL_DRIVER_PATH GDAL_VRT_ENABLE_PYTHON GDAL_SKIP PROJ_LIB PROJ_DATA "
     "PROJ_NETWORK QT_PLUGIN_PATH QGIS_PREFIX_PATH HF_TOKEN HF_ENDPOINT HF_HUB_OFFLINE TRANSFORMERS_CACHE TORCH_HOME "
-    "AWS_SECRET_ACCESS_KEY UV_INSECURE_HOST UV_INDEX_STRATEGY UV_NO_VERIFY_HASHES SSLKEYLOGFILE OPENSSL_CONF".split(),
+    "UV_INSECURE_HOST UV_INDEX_STRATEGY UV_NO_VERIFY_HASHES SSLKEYLOGFILE OPENSSL_CONF".split(),
 )
 def test_a_variable_that_leads_astray_reaches_no_child(name: str) -> None:
     assert name not in engine_process.child_environment({name: "x", name.lower(): "x", "PATH": "/bin"})
@@ -288,7 +288,8 @@ def test_no_command_of_the_installer_leaves_certificates_or_hashes_unchecked() -
 
 @pytest.mark.fault("E08", "E09")
 def test_installer_passes_no_foreign_settings_to_its_children(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    leaks = ("PYTHONHOME", "PYTHONPATH", "PYTHONEXECUTABLE", "VIRTUAL_ENV", "LD_PRELOAD", "GDAL_DATA", "PROJ_LIB")
+    leaks = ("PYTHONHOME", "PYTHONPATH", "PYTHONEXECUTABLE", "VIRTUAL_ENV", "LD_PRELOAD", "GDAL_DATA", "PROJ_LIB",
+             "AWS_SECRET_ACCESS_KEY", "AZURE_STORAGE_ACCESS_KEY")  # fmt: skip
     for name in (*leaks, "PIP_TARGET", "UV_LINK_MODE", "PYTHONDONTWRITEBYTECODE", "UV_OFFLINE"):
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "missing.pem"))
