@@ -29,6 +29,12 @@ class _Again:
     offset: int
 
 
+def autocast_kind(device: str) -> torch.dtype | None:
+    """What autocast computes in on a device of this type; None where it is off, or where there is none."""
+    is_on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if is_on else None
+
+
 @contextlib.contextmanager
 def computed_again(value: Tensor, make: Callable[[], Tensor]) -> Iterator[None]:
     """Inside the block no layer keeps `value`, nor a view of it, for its gradient: it is made again when needed.
@@ -42,10 +48,10 @@ def computed_again(value: Tensor, make: Callable[[], Tensor]) -> Iterator[None]:
         yield
         return
     memory, kind, device = value.untyped_storage().data_ptr(), value.dtype, value.device.type
-    half, half_kind = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+    half = autocast_kind(device)
 
     def again() -> Tensor:
-        with torch.no_grad(), torch.autocast(device, half_kind, enabled=half):
+        with torch.no_grad(), torch.autocast(device, half) if half is not None else contextlib.nullcontext():
             return make()
 
     def pack(tensor: Tensor) -> Tensor | _Again:

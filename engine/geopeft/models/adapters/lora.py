@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from geopeft.models.adapters.reparametrized import Reparametrized, Update, flat, through
 from geopeft.models.adapters.targets import Layer
+from geopeft.models.recompute import autocast_kind
 from geopeft.models.spec import ModelSpec
 
 # The iterations of the randomised decomposition: the paper's fast one needs few for the leading directions.
@@ -78,8 +79,8 @@ def low_rank_linear(x: Tensor, layer: nn.Linear, up: Tensor, down: Tensor, scale
     """A frozen layer with a low-rank update: x (..., cols), up (rows, r), down (r, cols) -> (..., rows)."""
     weight: Tensor = layer.weight
     bias: Tensor | None = layer.bias
-    if torch.is_autocast_enabled(x.device.type):
-        kind = torch.get_autocast_dtype(x.device.type)
+    kind = autocast_kind(x.device.type)
+    if kind is not None:
         x, weight, up, down = (tensor.to(kind) for tensor in (x, weight, up, down))
         bias = bias.to(kind) if bias is not None else None
     y: Tensor = _LowRankLinear.apply(x, weight, bias, up, down, scale)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from geopeft.models.backbones.backbone import Backbone, Scene, resting
-from geopeft.models.recompute import computed_again, wholly_again
+from geopeft.models.recompute import autocast_kind, computed_again, wholly_again
 from geopeft.models.sizes import crop_map, pad_to_multiple
 
 MAPS = 4
@@ -88,8 +88,8 @@ def after_norm(norm: nn.Module, x: Tensor, layer: Callable[[Tensor], Tensor]) ->
 
     def made(tokens: Tensor) -> Tensor:
         normed: Tensor = norm(tokens)
-        device = tokens.device.type
-        return normed.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else normed
+        kind = autocast_kind(tokens.device.type)
+        return normed if kind is None else normed.to(kind)
 
     normed, kept = made(x), x.detach()
     with computed_again(normed, lambda: made(kept)):
