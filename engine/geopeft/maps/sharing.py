@@ -207,8 +207,8 @@ class _Sharing:
         info = describe(order["raster"])
         parts, asked = parts_of(info), order_of(self._job, info)
         rows = len(axes_of(self._runtime, (info.height, info.width))[0])
-        count = min(math.ceil(ENOUGH_RASTERS * threads / rasters), max(most_runs(self._runtime, info),
-                                                                      rows // FEWEST_ROWS))  # fmt: skip
+        most = max(most_runs(self._runtime, info), rows // FEWEST_ROWS)
+        count = min(math.ceil(ENOUGH_RASTERS * threads / rasters), most)
         if len(parts) < 2 or count < 2:
             return []
         identity = identity_of(self._origin["GEOPEFT_MODEL_SHA256"], asked)

@@ -70,16 +70,17 @@ def do(order: Order, reporter: Reporter) -> dict[str, Any]:
         # The engine may have been found by a path that only this process has.
         env={**os.environ, "PYTHONPATH": os.pathsep.join(part for part in sys.path if part)},
     )
+    given, answer = process.stdin, process.stdout
     try:
-        assert process.stdin is not None and process.stdout is not None
         with contextlib.suppress(OSError):
-            process.stdin.write(json.dumps(order["run"]).encode() + b"\n")
-            process.stdin.flush()
+            if given is not None:
+                given.write(json.dumps(order["run"]).encode() + b"\n")
+                given.flush()
         while process.poll() is None:
             reporter.check_canceled()
             time.sleep(LOOK_S)
         try:
-            fields = json.loads(process.stdout.read())
+            fields = json.loads(answer.read() if answer is not None else b"")
         except ValueError:
             return did_not_answer(process.returncode)
         return dict(fields)
