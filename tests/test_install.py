@@ -622,7 +622,8 @@ def test_index_of_pips_settings_reaches_uv(source: Path, tmp_path: Path, monkeyp
     settings, certificates = tmp_path / "pip.conf", tmp_path / "company.pem"
     certificates.touch()
     index = (tmp_path / "index").as_uri()
-    settings.write_text(f"[global]\nindex-url: {index}\ncert: {certificates}\n", encoding="utf-8")
+    lines = ["[global]", *(f"{name}: {value}" for name, value in {"index-url": index, "cert": certificates}.items())]
+    settings.write_text("\n".join([*lines, ""]), encoding="utf-8")
     for name in ("PIP_INDEX_URL", "UV_DEFAULT_INDEX", "PIP_CERT", "SSL_CERT_FILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(engine_steps, "_pip_files", lambda: [settings])

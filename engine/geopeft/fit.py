@@ -42,7 +42,7 @@ from geopeft.runtime import PROJECTION, SEEN_POINTS, SEEN_SCALE, choose_device, 
 from geopeft.starting import Start, to_keep
 from geopeft.training.together import joined
 from geopeft.training.trainer import BATCH, FINISH_SHARE, Pace, Trainer, settle
-from geopeft.writing import check_target, write_bytes
+from geopeft.writing import write_bytes
 
 # Held-out places a class needs before their loss says which step was best.
 TRUSTED_PLACES = 3
@@ -58,7 +58,7 @@ def run(job: FitJob, reporter: Reporter) -> dict[str, Any]:
 
 def _run(job: FitJob, reporter: Reporter) -> dict[str, Any]:
     begun = time.monotonic()
-    out = _package_path(job.out)
+    out = package.target(job.out)
     if job.report:
         page_path(job.report)
     start = Start.open(Path(job.start)) if job.start else None
@@ -314,13 +314,6 @@ def _check_sites(sites: Sequence[Site], names: Sequence[str]) -> None:
             "Draw labels of at least two classes where the raster has data.",
             "LABELS_EMPTY",
         )
-
-
-def _package_path(out: str) -> Path:
-    path = Path(out)
-    path = path if path.suffix == ".geopeft" else path.with_name(path.name + ".geopeft")
-    check_target(path)
-    return path
 
 
 def _manifest(

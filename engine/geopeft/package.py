@@ -135,6 +135,14 @@ class Package:
     start: dict[str, np.ndarray] = field(default_factory=dict)
 
 
+def target(out: str) -> Path:
+    """Where a package named `out` goes, its suffix added where it lacks; OutputError where nothing can be written."""
+    path = Path(out)
+    path = path if path.suffix == ".geopeft" else path.with_name(path.name + ".geopeft")
+    check_target(path)
+    return path
+
+
 def write(
     path: Path,
     manifest: Manifest,

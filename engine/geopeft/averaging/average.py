@@ -22,7 +22,7 @@ from geopeft.models.adapters.mean import Mean, mean_of
 from geopeft.report.origin import environment, job_record
 from geopeft.runtime import PROJECTION, SEEN_POINTS, SEEN_SCALE
 from geopeft.starting import kept_arrays
-from geopeft.writing import check_target, keep_inputs, write_bytes
+from geopeft.writing import keep_inputs, write_bytes
 
 # Adapters whose parts are multiplied with each other, but are no two factors of a product that could be decomposed.
 NEARLY = ("dora", "ssb", "mode", "mpo")
@@ -33,9 +33,7 @@ NOT_MEASURED = "Nobody has measured how good the average is: evaluate it on labe
 
 def run(job: AverageJob, reporter: Reporter) -> dict[str, Any]:
     """Runs an average job; the outputs name the package and what each model counts."""
-    out = Path(job.out)
-    out = out if out.suffix == ".geopeft" else out.with_name(out.name + ".geopeft")
-    check_target(out)
+    out = package.target(job.out)
     keep_inputs([out], job.models)
     sites = _open(job, reporter)
     refuse_misfits(sites)

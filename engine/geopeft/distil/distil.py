@@ -29,7 +29,7 @@ from geopeft.models.backbones import BACKBONES
 from geopeft.models.spec import InputBand, ModelSpec
 from geopeft.report.origin import environment, file_name, job_record, without_folders
 from geopeft.runtime import Runtime, peak_memory_mb
-from geopeft.writing import check_target, write_bytes
+from geopeft.writing import write_bytes
 
 STUDENT, DECODER = "student", "narrow"
 # Wide windows: less of a map is seen twice.
@@ -40,7 +40,7 @@ STEPS = 2000
 def run(job: DistilJob, reporter: Reporter) -> dict[str, Any]:
     """Runs a distil job; the outputs name the package and give how far it agrees with its teacher."""
     begun = time.monotonic()
-    out = _package_path(job.out)
+    out = package.target(job.out)
     opened = package.read(Path(job.model))
     _check_teacher(opened)
     teacher = Runtime.of(opened, job.device, job.weights_dir, reporter)
@@ -197,13 +197,6 @@ def _identity(job: DistilJob, sources: Sequence[Source], teacher_sha256: str) ->
     fields = {"steps": job.steps or STEPS, "seed": job.seed, "megapixels": job.max_megapixels, "bands": job.bands}
     parts = [__version__, fields, teacher_sha256, [source.info.fingerprint for source in sources]]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _package_path(out: str) -> Path:
-    path = Path(out)
-    path = path if path.suffix == ".geopeft" else path.with_name(path.name + ".geopeft")
-    check_target(path)
-    return path
 
 
 def _manifest(
