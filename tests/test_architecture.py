@@ -18,10 +18,10 @@ PLUGIN = ROOT / "geopeft_qgis"
 # A module of the engine imports only from its own part and from parts to its left.
 ORDER = (
     "errors events watched devices cluster job holding writing checkpoint data models features accuracy objective "
-    "tensors package stac classical applicability mapper mapping runtime training pretext pretraining pretrain forest "
-    "baselines blending texture_tiles labelled_pixels scenes starting prepare holdout judging report fit averaging "
-    "evaluate distil vectorize class_raster preview advice sampling onnx inspecting maps predict comparison "
-    "quicklook study probe schema __main__"
+    "evidence tensors package stac classical applicability mapper mapping runtime training pretext pretraining "
+    "pretrain ground forest baselines blending texture_tiles labelled_pixels scenes starting prepare holdout judging "
+    "report fit averaging evaluate distil vectorize class_raster preview advice sampling onnx inspecting maps predict "
+    "comparison quicklook study probe schema __main__"
 ).split()
 # What the direction alone would allow.
 KNOWS_NOTHING_OF = {

@@ -20,7 +20,15 @@ from pathlib import Path
 from typing import IO, Any
 
 from geopeft import PROTOCOL, __version__
-from geopeft.errors import Canceled, GeopeftError, JobError, has_memory, is_out_of_memory, out_of_memory
+from geopeft.errors import (
+    Canceled,
+    GeopeftError,
+    JobError,
+    has_memory,
+    is_out_of_memory,
+    out_of_memory,
+    unknown_error,
+)
 from geopeft.events import Reporter, terminal_reporter
 from geopeft.holding import hold
 from geopeft.job import JOB_TYPES, AnyJob, Job, load, parse
@@ -112,11 +120,7 @@ def _unexpected(error: BaseException, reporter: Reporter) -> GeopeftError:
     if is_out_of_memory(error) or not has_memory():
         return out_of_memory("job")
     traceback.print_exc(file=sys.stderr)
-    where = "engine.log" if reporter.keeps_log else "the lines above"
-    return GeopeftError(
-        f"The engine met an error that it does not know ({type(error).__name__}: {error}).",
-        f"The details are in {where}; please report them.",
-    )
+    return unknown_error(error, "job", "engine.log" if reporter.keeps_log else "the lines above")
 
 
 def _fail(reporter: Reporter, error: GeopeftError) -> int:

@@ -17,7 +17,17 @@ from geopeft.classical import Classical
 from geopeft.data.chips import groups_of
 from geopeft.data.labels import IGNORE
 from geopeft.models.texture import FINE_GSD_M
-from geopeft.objective import SIZE_POWER, USUAL_TEMPERATURE, fit_blend, fit_sharpness, place_weights, softmax
+from geopeft.objective import (
+    BLENDS,
+    MOST_PLACES,
+    SIZE_POWER,
+    USUAL_TEMPERATURE,
+    blend_evidence,
+    fit_blend,
+    fit_sharpness,
+    place_weights,
+    softmax,
+)
 from geopeft.runtime import fill_invalid, fill_values
 from geopeft.training.trainer import Trainer, ValidationChips
 
@@ -96,19 +106,39 @@ def with_rival(found: Sequence[Forecast], name: str, trainer: Trainer, chips: Va
 
 
 def fit_parts(found: Sequence[Forecast], prior: float, seed: int) -> package.Blend:
-    """How to blend, from what was said of held-out pixels; as is usual where there are none."""
+    """How to blend, from what was said of held-out pixels; as is usual where there are none.
+
+    Args:
+        prior: the network's share before any has spoken; 0: it takes no part.
+    """
+    sample = _sampled(found, seed)
+    if sample is None:
+        return package.Blend(network=prior, temperature=USUAL_TEMPERATURE)
+    network, classical, truth, places = sample
+    share, temperature = fit_blend(network, classical, truth, places, prior) if prior else (0.0, USUAL_TEMPERATURE)
+    blend = package.Blend(network=round(share, 4), temperature=temperature)
+    mixed = Forecast(truth, network, classical, places).mixed(blend)
+    return blend.model_copy(update={"sharpness": round(fit_sharpness(mixed, truth, places), 4)})
+
+
+def judged_blends(found: Sequence[Forecast], seed: int, most_places: float = MOST_PLACES) -> np.ndarray:
+    """How likely each blend is by what was said of held-out pixels, as `blend_evidence` gives it; zeros where there are
+    none."""
+    sample = _sampled(found, seed)
+    return blend_evidence(*sample, most_places) if sample is not None else np.zeros(BLENDS)
+
+
+def _sampled(found: Sequence[Forecast], seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
+    """Logits, probabilities, truth and places of some pixels of every chip; None where there are none."""
     rng = np.random.default_rng(seed)
     samples = []
     for chip in found:
         some = rng.permutation(len(chip.truth))[:_BLEND_PIXELS]
         samples.append((chip.network[some], chip.classical[some], chip.truth[some], chip.places[some]))
     if not any(len(sample[2]) for sample in samples):
-        return package.Blend(network=prior, temperature=USUAL_TEMPERATURE)
+        return None
     network, classical, truth, places = (np.concatenate(parts) for parts in zip(*samples, strict=True))
-    share, temperature = fit_blend(network, classical, truth, places, prior)
-    blend = package.Blend(network=round(share, 4), temperature=temperature)
-    mixed = Forecast(truth, network, classical, places).mixed(blend)
-    return blend.model_copy(update={"sharpness": round(fit_sharpness(mixed, truth, places), 4)})
+    return network, classical, truth, places
 
 
 def measure(
@@ -243,6 +273,9 @@ def network_prior(gsd_m: float, classes: Sequence[int]) -> float:
 def blend_sentence(blend: package.Blend, metrics: dict[str, Any]) -> str:
     """Which part carries the map."""
     parts = metrics["parts"]
+    if not blend.network:
+        told = f": mIoU on held-out labels {metrics['miou']['value']:.2f}" if parts["classical"] is not None else ""
+        return f"The map is that of the forest and the linear model alone{told}."
     share = f"{blend.network:.0%} network, {1 - blend.network:.0%} forest and linear model"
     if parts["network"] is None:
         return f"The map is a blend: {share}{'' if metrics['labels'] else ', as is usual for so many labels'}."

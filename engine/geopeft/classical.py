@@ -19,6 +19,7 @@ from torch import Tensor
 
 from geopeft.errors import PackageError
 from geopeft.models.texture import Texture
+from geopeft.watched import side_by_side
 
 INPUT, OUTPUT = "features", "classical_probabilities"
 OPSET, ML_OPSET, IR_VERSION = 18, 3, 10
@@ -68,9 +69,20 @@ class Classical:
             found: np.ndarray = self.texture(raw).movedim(1, -1).cpu().contiguous().numpy()
         return found
 
+    def sparse_features(self, raw: Tensor, rows: slice, cols: slice) -> np.ndarray:
+        """(r, c, F) float32, of one raw chip (C, h, w), at some rows and columns (start, stop, step)."""
+        shape = tuple(len(range(part.start, part.stop, part.step)) for part in (rows, cols))
+        if 0 in shape:
+            return np.zeros((*shape, self.texture.count), np.float32)
+        with torch.inference_mode():
+            found: np.ndarray = self.texture.sparse(raw[None], rows, cols)[0].movedim(0, -1).cpu().contiguous().numpy()
+        return found
+
     def of_chips(self, features: np.ndarray) -> np.ndarray:
-        """(B, K, h, w) float32 from what `features` gives."""
-        found = self.of_features(features.reshape(-1, features.shape[-1]))
+        """(B, K, h, w) float32 from what `features` gives; in pieces, since the trees run on one core for each."""
+        threads = torch.get_num_threads()
+        pieces = np.array_split(features.reshape(-1, features.shape[-1]), threads)
+        found = np.concatenate(side_by_side(self.of_features, pieces, threads))
         return np.moveaxis(found.reshape(*features.shape[:-1], -1), -1, 1)
 
     def of_features(self, features: np.ndarray) -> np.ndarray:
@@ -80,7 +92,12 @@ class Classical:
 
 
 def classical_graph(
-    trees: Sequence[Any], classes: np.ndarray, weights: np.ndarray, offsets: np.ndarray, linear_share: float
+    trees: Sequence[Any],
+    classes: np.ndarray,
+    weights: np.ndarray,
+    offsets: np.ndarray,
+    linear_share: float,
+    factors: np.ndarray | None = None,
 ) -> bytes:
     """The ONNX graph of trees and linear model: features (n, F) float32 -> probabilities (n, K) float32.
 
@@ -89,20 +106,24 @@ def classical_graph(
         classes: class numbers of the trees' outputs.
         weights, offsets: (K, F) and (K,) of the linear model's logits.
         linear_share: part of the linear model in the blend.
+        factors: (K,) of the classes' shares in every leaf of the trees, which are brought to a sum of 1 again;
+            None: all 1.
     """
+    factors = np.ones(len(weights)) if factors is None else factors
     shares = np.array([[1 - linear_share], [linear_share]], np.float32)
     constants = (weights.T.astype(np.float32), offsets.astype(np.float32), *shares)
-    return _graph(_trees(trees, classes, len(weights)).node(), dict(zip(_CONSTANTS, constants, strict=True)))
+    return _graph(_trees(trees, classes, factors).node(), dict(zip(_CONSTANTS, constants, strict=True)))
 
 
-def _trees(trees: Sequence[Any], classes: np.ndarray, num_classes: int) -> _Trees:
+def _trees(trees: Sequence[Any], classes: np.ndarray, factors: np.ndarray) -> _Trees:
     """scikit-learn's trees, of whose leaves each class has its share, divided by the number of trees."""
     nodes: dict[str, list[np.ndarray]] = {name: [] for name in _NODES}
     targets: dict[str, list[np.ndarray]] = {name: [] for name in _TARGETS}
     leaves = []
     for number, tree in enumerate(trees):
         count, leaf = tree.node_count, tree.children_left < 0
-        share = tree.value[:, 0, :] / tree.value[:, 0, :].sum(1, keepdims=True)
+        share = tree.value[:, 0, :] * factors[classes]
+        share /= share.sum(1, keepdims=True)
         rows, cols = np.nonzero(leaf[:, None] & (share > 0))
         leaves.append(leaf)
         columns = (np.full(count, number), np.arange(count), np.where(leaf, 0, tree.feature),
@@ -114,7 +135,7 @@ def _trees(trees: Sequence[Any], classes: np.ndarray, num_classes: int) -> _Tree
                 table[name].append(array)
     joined = ({name: np.concatenate(parts) for name, parts in table.items()} for table in (nodes, targets))
     own_nodes, own_targets = joined
-    return _Trees(own_nodes, np.concatenate(leaves), own_targets, num_classes)
+    return _Trees(own_nodes, np.concatenate(leaves), own_targets, len(factors))
 
 
 def _rounded_down(thresholds: np.ndarray) -> np.ndarray:

@@ -137,3 +137,18 @@ def out_of_memory(what: str) -> DeviceError:
     """An error for a job or raster that the memory does not suffice for."""
     hint = "Close other programs, choose a smaller backbone, or set the device to cpu."
     return DeviceError(f"There is not enough memory for this {what}.", hint, "OUT_OF_MEMORY")
+
+
+def unknown_error(error: BaseException, what: str, log: str = "the log") -> GeopeftError:
+    """An error for what a library has raised and no sentence tells of.
+
+    Args:
+        what: the job, raster or part of the work that it ended.
+        log: where its traceback is.
+    """
+    if is_out_of_memory(error):
+        return out_of_memory(what)
+    return GeopeftError(
+        f"The engine met an error that it does not know ({type(error).__name__}: {error}).",
+        f"The details are in {log}; please report them.",
+    )

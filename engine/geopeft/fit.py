@@ -17,8 +17,16 @@ import torch
 
 from geopeft import __version__, package
 from geopeft.applicability import Applicability
-from geopeft.baselines import winner_sentence
-from geopeft.blending import Forecast, blend_sentence, fit_parts, forecasts, measure, network_prior
+from geopeft.baselines import UNET, winner_sentence
+from geopeft.blending import (
+    Forecast,
+    blend_sentence,
+    fit_parts,
+    forecasts,
+    judged_blends,
+    measure,
+    network_prior,
+)
 from geopeft.checkpoint import Checkpoint, checkpoint_path
 from geopeft.classical import Classical
 from geopeft.data.chips import ChipReader, ChipSampler, Site, find_sites, labels_digest
@@ -28,11 +36,13 @@ from geopeft.data.raster import still_same
 from geopeft.data.split import blocks_of
 from geopeft.errors import JobError, LabelError
 from geopeft.events import Reporter
+from geopeft.evidence import Evidence
 from geopeft.features.kept import kept_features
 from geopeft.forest import Pixels, fit_applicability, fit_probe, fit_texture, gather_pixels
+from geopeft.ground import gather_ground
 from geopeft.holdout import HeldOut, hold_out, more_folds, split_sentence
 from geopeft.job import FitJob
-from geopeft.judging import Course, Lesson, history, judge_folds, trainings
+from geopeft.judging import Course, Lesson, history, judge_folds, judged_elsewhere, trainings
 from geopeft.models import SegmentationModel, build, describe_parameters
 from geopeft.models.backbones.transformer import keep_little
 from geopeft.prepare import Prepared, prepare
@@ -40,6 +50,8 @@ from geopeft.report import page_path, write_beside
 from geopeft.report.origin import environment, job_record, without_folders
 from geopeft.runtime import PROJECTION, SEEN_POINTS, SEEN_SCALE, choose_device, fill_values, peak_memory_mb
 from geopeft.starting import Start, to_keep
+from geopeft.training import together
+from geopeft.training.learning import batch_norms
 from geopeft.training.together import joined
 from geopeft.training.trainer import BATCH, FINISH_SHARE, Pace, Trainer, settle
 from geopeft.writing import write_bytes
@@ -78,10 +90,13 @@ def _run(job: FitJob, reporter: Reporter) -> dict[str, Any]:
     if why:
         reporter.warn(f"{Path(job.start).name} cannot be started from: {why}. The training starts afresh.")
     counts = describe_parameters(model)
-    reporter.message(
-        f"{counts['trainable']:,} of {counts['total']:,} parameters are trained, {counts['decoder_trainable']:,} of "
-        "them the decoder's."
-    )
+    if prepared.card.classical_alone:
+        counts = {name: 0 if "trainable" in name else count for name, count in counts.items()}
+    else:
+        reporter.message(
+            f"{counts['trainable']:,} of {counts['total']:,} parameters are trained, {counts['decoder_trainable']:,} "
+            "of them the decoder's."
+        )
     checkpoint = checkpoint_path(out)
     fitted = _train(job, prepared, model, start, checkpoint, reporter)
     for info in prepared.infos:
@@ -144,6 +159,8 @@ def _train(
         start = held.start
         folds = [held, *more_folds(job, prepared, reader, sites, held, reporter)]
         settle(model, ChipSampler(reader, [sites[at] for at in held.taught], held.withheld, size, job.seed))
+        if together.team() is not None and batch_norms(model):
+            reporter.message("The backbone's batch statistics stay as they are: each process sees a few chips only.")
         initial = model.trainable_state() if len(folds) > 1 else {}
         if start is not None:
             start.put_into(model, classes)
@@ -151,12 +168,16 @@ def _train(
         texture = texture or fit_texture(reader, sites, spec.bands, spec.gsd_m, fill, job.seed)
         features = kept_features(model, reporter) if job.cache else None
         pixels = gather_pixels(reader, sites, texture, model, fill, job.seed, features)
+        pixels = replace(pixels, ground=gather_ground(reader, texture, fill, job.seed))
         pace = start.pace(classes) if start is not None else Pace()
         pace = replace(pace, rate=pace.rate * job.rate)
-        steps = job.steps or round(pace.steps * _default_steps(len(held.taught)))
+        alone = prepared.card.classical_alone
+        steps = 0 if alone else job.steps or round(pace.steps * _default_steps(len(held.taught)))
         few = features.few(steps * BATCH, pace.alone) if features is not None else None
+        # Without a network there is nothing that a UNet of as many steps could be compared with.
+        baselines = [name for name in job.baselines if not (alone and name == UNET)]
         lesson = Lesson(
-            reader, sites, texture, pixels, len(names), size, job.seed, job.baselines, features=features, few=few
+            reader, sites, texture, pixels, len(names), size, job.seed, baselines, features=features, few=few
         )
         taught = pixels.of(held.taught)
         classical = lesson.classical(taught)
@@ -173,12 +194,13 @@ def _train(
             checkpoint=kept,
             features=features,
         )
+        elsewhere = judged_elsewhere(trainer, prepared, sites, held, job.seed)
         before_s, begun_at = _resume(job, trainer, kept, reporter)
         budget = job.max_minutes * 60 if job.max_minutes else math.inf
         end = begun - before_s + budget
         # What is held out teaches in the end, unless the user keeps it apart.
         last = FINISH_SHARE if held.withheld else 0.0
-        more = trainings(len(folds), job.baselines)
+        more = trainings(len(folds), baselines)
         trained_from = time.monotonic()
         done = trainer.train(
             steps,
@@ -203,6 +225,9 @@ def _train(
     blocks = np.unique(blocks_of(sites, size), axis=0, return_inverse=True)[1].ravel()
     seen = fit_applicability(pixels, blocks, job.seed)
     blend, metrics = _judge(job, prepared, sites, folds, judged, reporter)
+    prior = network_prior(spec.gsd_m, [site.class_index for site in sites])
+    here = judged_blends([chip for fold in judged for chip in fold], job.seed)
+    to_go_on |= Evidence(prior, here, elsewhere).arrays()
     how: dict[str, Any] = {"steps": done, "best_step": trainer.best_step, "batch": BATCH}
     how |= {"chip_size_px": size, "rank": job.rank, "places": len(sites)} | (
         {"start_sha256": start.sha256} if start is not None else {}
@@ -220,10 +245,13 @@ def _judge(
 ) -> tuple[package.Blend, dict[str, Any]]:
     """How to blend, and the figures, from all that was held out; tells both."""
     found = [chip for fold in judged for chip in fold]
-    prior = network_prior(prepared.spec.gsd_m, [site.class_index for site in sites])
+    alone = prepared.card.classical_alone
+    prior = 0.0 if alone else network_prior(prepared.spec.gsd_m, [site.class_index for site in sites])
     blend = fit_parts(found, prior, job.seed)
     names = [known.name for known in prepared.labels.classes]
     metrics = measure(found, blend, names, folds[0].blocks)
+    if alone:
+        metrics["parts"]["network"] = None
     metrics |= {"folds": sum(1 for fold in judged if fold), "block_m": folds[0].block_m}
     metrics["split"] = split_sentence(folds, metrics["folds"], len(judged))
     for sentence in (blend_sentence(blend, metrics), winner_sentence(metrics["miou"]["value"], metrics["baselines"])):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,12 @@ from geopeft.classical import classical_graph
 from geopeft.data.chips import SQUARE_PX, ChipReader, Site
 from geopeft.data.scattered import scattered
 from geopeft.features.kept import KeptFeatures
+from geopeft.ground import evening, surest, trust
 from geopeft.models import SegmentationModel
 from geopeft.models.metadata import scene_of
 from geopeft.models.spec import InputBand
 from geopeft.models.texture import Texture, describe_texture, principal_components
-from geopeft.objective import fit_blend
+from geopeft.objective import fit_blend, softmax
 from geopeft.runtime import fill_invalid
 
 PIXELS_PER_CLASS = 2000
@@ -32,7 +33,7 @@ WINDOW_PIXELS = 2_000_000
 TREES = 32
 # Of a tree, where labels are few; of more pixels a tree may have a leaf for every 16.
 FEWEST_LEAVES, PIXELS_PER_LEAF = 32, 16
-LEAST_IN_LEAF = 3
+LEAST_IN_LEAF = 6
 # The linear model's share of the classical part before held-out places have spoken; they speak in so many folds, with
 # fewer trees.
 LINEAR_PRIOR = 0.5
@@ -43,6 +44,8 @@ FOLDS, FOLD_TREES = 3, 16
 LINEAR_C, PROBE_C_PIXELS = 1.0, 5.0
 # Logit of a class without pixels.
 ABSENT = -30.0
+# The labelled place of pixels that nobody labelled.
+NO_PLACE = -1
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Pixels:
         classes: (n,) int64.
         weights: (n,) float64, how much each counts.
         sites: (n,) int64, the labelled place that each belongs to.
+        ground: (m, F) float32, features of pixels of all the ground, labelled or not; m is 0 where none were drawn.
     """
 
     features: np.ndarray
@@ -62,6 +66,7 @@ class Pixels:
     classes: np.ndarray
     weights: np.ndarray
     sites: np.ndarray
+    ground: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
 
     def of(self, sites: np.ndarray) -> Pixels:
         """Those of these places."""
@@ -70,7 +75,8 @@ class Pixels:
     def where(self, kept: np.ndarray) -> Pixels:
         """Those for which `kept`, (n,) bool, is true."""
         arrays = (self.features, self.deep, self.classes, self.weights, self.sites)
-        return Pixels(*(array[kept] for array in arrays))
+        features, deep, classes, weights, sites = (array[kept] for array in arrays)
+        return Pixels(features, deep, classes, weights, sites, self.ground)
 
 
 def fit_texture(
@@ -185,15 +191,43 @@ def fit_classical(pixels: Pixels, num_classes: int, bands: int, seed: int) -> by
 
     Extremely randomised trees (Geurts et al. 2006) see all features, multinomial logistic regression the first `bands`
     of them. On nine real scenes their mean was better than either, and trees with random thresholds better than a
-    random forest where labels are few; where they are many, the trees are often the better part.
+    random forest where labels are few; where they are many, the trees are often the better part. Ground without labels,
+    where there is some, teaches the trees on and evens the classes out (see `ground`).
     """
-    trees = _fit_trees(pixels, TREES, seed)
     share, temperature = linear_share(pixels, num_classes, bands, seed)
     coefficients, offsets = _fit_linear(pixels.features[:, :bands], pixels, num_classes, LINEAR_C)
     weights = np.zeros((num_classes, pixels.features.shape[1]), np.float32)
     weights[:, :bands] = coefficients / temperature
-    offsets[trees.classes_] /= temperature
-    return classical_graph([tree.tree_ for tree in trees.estimators_], trees.classes_, weights, offsets, share)
+    there, factors = np.unique(pixels.classes), np.ones(num_classes)
+    offsets[there] /= temperature
+    trees = _fit_trees(pixels, TREES, seed)
+    if len(pixels.ground) and len(there) > 1:
+        counts, linear = trust(pixels.classes, pixels.sites), softmax(pixels.ground @ weights.T + offsets)
+        both = share * linear + (1 - share) * _said(trees, pixels.ground, num_classes)
+        trees = _fit_trees(_taught_on(pixels, both, counts), TREES, seed)
+        # Each part by itself: then nothing but its own numbers changes.
+        factors = evening(_said(trees, pixels.ground, num_classes), there, counts)
+        offsets += np.log(evening(linear, there, counts))
+    return classical_graph([t.tree_ for t in trees.estimators_], trees.classes_, weights, offsets, share, factors)
+
+
+def _said(trees: Any, features: np.ndarray, num_classes: int) -> np.ndarray:
+    """(m, K) probabilities by trees that may not know all classes."""
+    result = np.zeros((len(features), num_classes))
+    result[:, trees.classes_] = trees.predict_proba(features)
+    return result
+
+
+def _taught_on(pixels: Pixels, said: np.ndarray, counts: float) -> Pixels:
+    """With the surest pixels of the ground, which together count so much of what the labelled ones do."""
+    at, classes, weights = surest(said)
+    return Pixels(
+        np.concatenate([pixels.features, pixels.ground[at]]),
+        np.zeros((len(pixels.classes) + len(at), 0), np.float32),
+        np.concatenate([pixels.classes, classes]),
+        np.concatenate([pixels.weights, weights * counts * pixels.weights.sum()]),
+        np.concatenate([pixels.sites, np.full(len(at), NO_PLACE)]),
+    )
 
 
 def linear_share(pixels: Pixels, num_classes: int, bands: int, seed: int) -> tuple[float, float]:

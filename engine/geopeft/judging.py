@@ -18,18 +18,20 @@ import torch
 from torch import Tensor
 
 from geopeft.baselines import FOREST, UNET, build_unet, fit_forest
-from geopeft.blending import Forecast, as_tensors, forecasts, from_tensors, with_rival
+from geopeft.blending import Forecast, as_tensors, forecasts, from_tensors, judged_blends, with_rival
 from geopeft.checkpoint import Checkpoint
 from geopeft.classical import Classical
 from geopeft.data.chips import ChipReader, ChipSampler, Site
 from geopeft.data.few_windows import Few
 from geopeft.errors import JobError, OutputError
 from geopeft.events import Level, Reporter
+from geopeft.evidence import named
 from geopeft.features.kept import KeptFeatures
 from geopeft.forest import Pixels, fit_classical, fit_probe
 from geopeft.holdout import HeldOut
 from geopeft.models import SegmentationModel
 from geopeft.models.texture import Texture
+from geopeft.prepare import Prepared
 from geopeft.training.trainer import Pace, Trainer
 
 STAGE = "folds"
@@ -136,6 +138,28 @@ def judge_folds(
                     checkpoint.add(as_tensors(found, f"fold.{number}."))
         result.append(found)
     return result
+
+
+def judged_elsewhere(
+    trainer: Trainer, prepared: Prepared, sites: Sequence[Site], held: HeldOut, seed: int
+) -> Mapping[str, np.ndarray]:
+    """What labels have said of the blend in regions that a model had never seen, for `Evidence`: those that the start
+    knows of, and the held-out ones here, where the start has not learned here. Of such a region all places count.
+
+    Args:
+        trainer: with the start's weights, before any step.
+        sites: the labelled places.
+    """
+    start = held.start
+    if start is None:
+        return {}
+    known = start.evidence.elsewhere if start.evidence is not None else {}
+    found = start.classical(prepared.spec, prepared.labels.classes)
+    if found is None or not held.chips or not start.is_strange(prepared.infos, sites):
+        return known
+    classical, order = found
+    said = [replace(chip, classical=chip.classical[:, order]) for chip in forecasts(trainer, held.chips, classical)]
+    return {**known, **named(judged_blends(said, seed, math.inf))}
 
 
 class _Work:

@@ -24,6 +24,8 @@ MOST_TILES, MORE_FOR_MISSING = 160, 3
 LABEL_SHARE = 0.35
 # Of a shape, or of the unlabelled pixels, tiles that may be looked at.
 TILES_OF_A_SHAPE = 1024
+# Of all ground, tiles along each axis, and pixels of each.
+GROUND_TILES, PIXELS_OF_A_TILE = 5, 128
 
 
 def gather_tiles(
@@ -49,6 +51,22 @@ def gather_tiles(
         features.append(part.tile.features[part.rows[own - start], part.cols[own - start]].float().numpy())
     deep = np.zeros((len(kept), 0), np.float32)
     return Pixels(np.concatenate(features), deep, class_of_place[site[kept]], weights, site[kept])
+
+
+def gather_ground_tiles(
+    view: View, reader: RasterReader, tiles: TextureTiles, before_run: Callable[[], None]
+) -> np.ndarray:
+    """(m, F) float32 features of pixels with data, from tiles that are spread over the raster."""
+    found = [np.zeros((0, view.texture.count), np.float32)]
+    ends = (-(-side // TILE_PX) - 1 for side in (view.grid.height, view.grid.width))
+    for row, col in product(
+        *(sorted(set(np.linspace(0, end, GROUND_TILES).round().astype(int).tolist())) for end in ends)
+    ):
+        tile = tiles.row(view, reader, row, col, 1, before_run, keep=False)[0]
+        rows, cols = np.nonzero(tile.valid)
+        some = np.argsort(scattered(rows + row * TILE_PX, cols + col * TILE_PX), kind="stable")[:PIXELS_OF_A_TILE]
+        found.append(tile.features[rows[some], cols[some]].float().numpy())
+    return np.concatenate(found)
 
 
 @dataclass(frozen=True, eq=False)

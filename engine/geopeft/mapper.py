@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,9 @@ from geopeft.data.raster import RasterInfo, band_statistics
 from geopeft.errors import PackageError, RasterError
 from geopeft.events import Reporter
 from geopeft.package import Manifest
+
+# A graphics card wants several windows at once.
+BATCH = 4
 
 
 class Mapper(ABC):
@@ -33,7 +37,22 @@ class Mapper(ABC):
     @property
     @abstractmethod
     def window_px(self) -> int:
-        """Side of the windows a raster is mapped in."""
+        """Side of the windows a raster is mapped in, at most."""
+
+    @property
+    def grain_px(self) -> int:
+        """Windows may be smaller by multiples of this; of their own size: they may not."""
+        return self.window_px
+
+    @property
+    def batch(self) -> int:
+        """How many windows are looked at in one go."""
+        return BATCH
+
+    @contextmanager
+    def abreast(self) -> Iterator[int]:
+        """While this lasts, so many threads may look at windows beside each other."""
+        yield 1
 
     @property
     @abstractmethod

@@ -19,6 +19,9 @@ USUAL_TEMPERATURE = 1.5
 # How a labelled place counts by its pixels where confidence is judged.
 SIZE_POWER = 0.5
 _TEMPERATURES = (0.8, 1.0, 1.25, 1.5, 2.0, 2.5, 3.5)
+_SHARES = np.linspace(0.02, 0.98, 33)
+# How many temperatures and shares are looked at.
+BLENDS = (len(_TEMPERATURES), len(_SHARES))
 _SHARPNESSES = np.geomspace(*SHARPNESS_RANGE, 41)
 
 
@@ -67,20 +70,30 @@ def fit_blend(
     Returns:
         (share, temperature); near the prior and the usual temperature where there are no pixels.
     """
+    return likeliest_blend(blend_evidence(logits, probabilities, truth, places, most_places), prior)
+
+
+def blend_evidence(
+    logits: np.ndarray, probabilities: np.ndarray, truth: np.ndarray, places: np.ndarray, most_places: float
+) -> np.ndarray:
+    """Log-likelihood of every pair of temperature and share, BLENDS; see `fit_blend`."""
     weight = place_weights(truth, places)
     weight *= min(len(np.unique(places)), most_places) / max(len(np.unique(truth)), 1)
     rows = np.arange(len(truth))
     of_other = np.maximum(probabilities[rows, truth], 1e-6)
-    best, found = -math.inf, (prior, USUAL_TEMPERATURE)
-    for temperature in _TEMPERATURES:
+    found = np.zeros(BLENDS)
+    for at, temperature in enumerate(_TEMPERATURES):
         of_one = softmax(logits / temperature)[rows, truth]
-        for share in np.linspace(0.02, 0.98, 33):
-            fit = float((weight * np.log(share * of_one + (1 - share) * of_other)).sum())
-            fit += _PRIOR_PLACES * (prior * math.log(share) + (1 - prior) * math.log(1 - share))
-            fit -= _PRIOR_PLACES * math.log(temperature / USUAL_TEMPERATURE) ** 2
-            if fit > best:
-                best, found = fit, (float(share), float(temperature))
+        found[at] = [(weight * np.log(share * of_one + (1 - share) * of_other)).sum() for share in _SHARES]
     return found
+
+
+def likeliest_blend(evidence: np.ndarray, prior: float) -> tuple[float, float]:
+    """(share, temperature), from what `blend_evidence` gives and the prior of `fit_blend`."""
+    before = prior * np.log(_SHARES) + (1 - prior) * np.log(1 - _SHARES)
+    unusual = np.log(np.array(_TEMPERATURES)[:, None] / USUAL_TEMPERATURE) ** 2
+    at, number = np.unravel_index((evidence + _PRIOR_PLACES * (before - unusual)).argmax(), BLENDS)
+    return float(_SHARES[number]), float(_TEMPERATURES[at])
 
 
 def fit_sharpness(

@@ -3,8 +3,8 @@
 manifest.json         what the model is, what it expects, how good it is (Manifest)
 weights.safetensors   adapter, decoder and head
 forest.onnx           the classical part, where one is blended with the network
-start.safetensors     for a training that goes on from this model: where its labels were, and the weights before the
-                      last steps
+start.safetensors     for a training that goes on from this model: where its labels were, what those held out have said
+                      of the blend, and the weights before the last steps
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 from geopeft.class_raster import origin_tags
 from geopeft.data.raster import open_dataset
-from geopeft.errors import Canceled, GeopeftError, JobError, PackageError, is_out_of_memory, out_of_memory
+from geopeft.errors import Canceled, GeopeftError, JobError, PackageError, unknown_error
 from geopeft.events import Level, Reporter
 from geopeft.holding import hold
 from geopeft.job import PredictJob
@@ -182,11 +182,7 @@ def _failure(raster: str, error: Exception) -> dict[str, str]:
     """An error as plain data; what is no sentence yet becomes one, and its traceback goes to the log."""
     if not isinstance(error, GeopeftError):
         traceback.print_exception(error, file=sys.stderr)
-        if is_out_of_memory(error):
-            error = out_of_memory("raster")
-        else:
-            what = f"The engine met an error that it does not know ({type(error).__name__}: {error})."
-            error = GeopeftError(what, "The details are in the log; please report them.")
+        error = unknown_error(error, "raster")
     return {"raster": raster, "code": error.code, "message": error.message, "hint": error.hint}
 
 

@@ -55,14 +55,14 @@ def prepare(job: FitJob, reporter: Reporter) -> Prepared:
     if job.metadata:
         require_metadata(card)
     model_bands, matching = input_bands(card, matched, chosen, statistics, radiometry)
-    for sentence in (radiometry.sentence, why, resampling, _bands_sentence(card, matched, chosen), matching):
+    seen = "" if card.classical_alone else _bands_sentence(card, matched, chosen)
+    for sentence in (radiometry.sentence, why, resampling, seen, matching):
         if sentence:
             reporter.message(sentence)
     spec = ModelSpec(
         backbone=card.name,
-        # Nobody has asked for the default; another adapter that does not fit is refused where the model is built.
-        adapter=card.adapters[0] if job.adapter == "lora" and "lora" not in card.adapters else job.adapter,
-        decoder=job.decoder,
+        adapter=_adapter(card, job.adapter),
+        decoder="linear" if card.classical_alone else job.decoder,
         decoder_size=job.decoder_size,
         bands=model_bands,
         num_classes=len(labels.classes),
@@ -81,9 +81,17 @@ def prepare(job: FitJob, reporter: Reporter) -> Prepared:
         raise JobError(
             "A backbone from random values has to be trained whole.", "Choose the adapter 'full'.", "ADAPTER_UNSUITABLE"
         )
-    if spec.adapter != job.adapter:
+    if spec.adapter != job.adapter and not card.classical_alone:
         reporter.warn(f"{card.title} cannot be tuned by '{job.adapter}': '{spec.adapter}' is used.")
     return Prepared(infos, bands, labels, card, spec, radiometry, units, chronicle_of(spec, infos, bands, reporter))
+
+
+def _adapter(card: BackboneCard, asked: str) -> str:
+    """The adapter asked for; where the default does not fit, which nobody has asked for, one that does. Another one
+    that does not is refused where the model is built."""
+    if card.classical_alone or (asked == "lora" and "lora" not in card.adapters):
+        return card.adapters[0]
+    return asked
 
 
 def labels_of(

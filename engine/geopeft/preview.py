@@ -28,7 +28,7 @@ from geopeft.errors import JobError, LabelError
 from geopeft.events import Reporter
 from geopeft.forest import fit_classical
 from geopeft.job import PreviewJob
-from geopeft.labelled_pixels import gather_tiles
+from geopeft.labelled_pixels import gather_ground_tiles, gather_tiles
 from geopeft.mapping.strips import Strip
 from geopeft.package import ClassInfo
 from geopeft.scenes import Scene, Scenes
@@ -77,6 +77,13 @@ class Warm:
         self.tiles = tiles or TextureTiles()
         self.scenes = Scenes()
         self.taught: Taught | None = None
+        self._ground: tuple[str, np.ndarray] = ("", np.zeros((0, 0), np.float32))
+
+    def ground(self, view: View, reader: RasterReader, reporter: Reporter) -> np.ndarray:
+        """(m, F) features of pixels all over the raster; those of the last view are kept."""
+        if self._ground[0] != view.key:
+            self._ground = view.key, gather_ground_tiles(view, reader, self.tiles, reporter.check_canceled)
+        return self._ground[1]
 
 
 WARM = Warm()
@@ -171,6 +178,7 @@ def _teach(job: PreviewJob, view: View, reader: RasterReader, warm: Warm, report
     there = set(pixels.classes.tolist())
     if len(there) < 2:
         raise _cannot_teach(job, view, [name for index, name in enumerate(names) if index not in there], reporter)
+    pixels = replace(pixels, ground=warm.ground(view, reader, reporter))
     model = watched(lambda: fit_classical(pixels, len(names), len(view.indexes), job.seed), reporter)
     classes = tuple(
         ClassInfo(value=index + 1, name=known.name, color=known.color, label=known.value)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +19,17 @@ from geopeft.data.raster import RasterInfo
 from geopeft.errors import DeviceError, PackageError
 from geopeft.events import Reporter
 from geopeft.mapper import Mapper
+from geopeft.mapping.windows import sizes_for
 from geopeft.models import SegmentationModel, build
 from geopeft.models.metadata import chronicle_of, scene_of
 from geopeft.models.spec import InputBand
 from geopeft.models.texture import Texture
-from geopeft.watched import side_by_side
 
 # The tensors of a package that are not the network's: the classical part's, and those that say what was seen.
 PROJECTION, SEEN_SCALE, SEEN_POINTS = "classical.projection", "applicability.scale", "applicability.points"
 BESIDE_NETWORK = (PROJECTION, SEEN_SCALE, SEEN_POINTS)
+# Each window that is looked at takes memory.
+MOST_ABREAST = 4
 
 
 def choose_device(name: str) -> torch.device:
@@ -88,6 +91,10 @@ class Runtime(Mapper):
         if self.network_share < 1 and classical is None:
             raise PackageError("This model package has no classical part.", "Use the network.", "PACKAGE_NO_CLASSICAL")
         self._fill = fill_values(manifest.spec.bands)
+        spec, card = manifest.spec, model.card
+        reach = classical.texture.radius_px if classical is not None else 0
+        patch = max(1, round(card.patch_size_px / spec.resample))
+        self._sizes = sizes_for(spec.chip_size_px, patch, card.is_transformer, reach)
 
     @classmethod
     def open(cls, path: Path, device: str, weights_dir: str, reporter: Reporter, part: str = "") -> Runtime:
@@ -113,14 +120,38 @@ class Runtime(Mapper):
 
     @property
     def window_px(self) -> int:
-        """Side of the windows a raster is mapped in: half as wide again as the chips the model was fitted on."""
-        return self.manifest.spec.chip_size_px * 3 // 2
+        """See `Mapper`."""
+        return self._sizes.window_px
+
+    @property
+    def grain_px(self) -> int:
+        """See `Mapper`."""
+        return self._sizes.grain_px
+
+    @property
+    def batch(self) -> int:
+        """See `Mapper`. On a CPU the values of one window stay in the cache."""
+        return 1 if self.device.type == "cpu" else super().batch
+
+    @contextmanager
+    def abreast(self) -> Iterator[int]:
+        """See `Mapper`. A CPU's cores share windows, not the small steps within one, at the end of which all would wait
+        for the slowest."""
+        threads = torch.get_num_threads()
+        count = min(threads, MOST_ABREAST) if self.device.type == "cpu" else 1
+        if count < 2:
+            yield 1
+            return
+        torch.set_num_threads(threads // count)
+        try:
+            yield count
+        finally:
+            torch.set_num_threads(threads)
 
     @property
     def overlap_px(self) -> int:
-        """Pixels shared by neighbouring windows; their outer quarter is further than a texture reaches."""
-        reach = self.classical.texture.radius_px if self.classical is not None else 0
-        return min(max(self.window_px // 4, 4 * reach), self.window_px // 2)
+        """See `Mapper`."""
+        return self._sizes.overlap_px
 
     def chronicle_of(self, info: RasterInfo, bands: Sequence[Band], reporter: Reporter) -> Chronicle | None:
         """See `Mapper`."""
@@ -137,17 +168,13 @@ class Runtime(Mapper):
         filled = values if valid.all() else fill_invalid(values, valid, self._fill)
         raw = torch.from_numpy(filled).to(self.device, torch.float32)
         share, found = self.network_share, None
-        features = self.classical.features(raw) if self.classical is not None and (share < 1 or asked) else None
+        features = self.classical.features(raw) if self.classical is not None and share < 1 else None
         if share > 0:
             with torch.inference_mode():
                 logits = self.model(raw, scene_of(taken, self.manifest.spec, self.device)).float()
                 found = (logits / self.manifest.blend.temperature).softmax(1)
-        # A graphics card goes on with the network meanwhile. The trees of a chip run on one core only.
-        other = None
-        if share < 1 and self.classical is not None and features is not None:
-            other = np.concatenate(
-                side_by_side(self.classical.of_chips, np.split(features, len(features)), torch.get_num_threads())
-            )
+        # A graphics card goes on with the network meanwhile.
+        other = self.classical.of_chips(features) if self.classical is not None and features is not None else None
         result = found.cpu().numpy() if found is not None else np.zeros(0)
         if other is not None:
             result = share * result + (1 - share) * other if share > 0 else other
@@ -159,12 +186,17 @@ class Runtime(Mapper):
                 "Copy the package again from where it came, or train it again.",
                 "PACKAGE_VALUES",
             )
-        return result, self._dissimilarities(features, asked)
+        return result, self._dissimilarities(raw, features, asked)
 
-    def _dissimilarities(self, features: np.ndarray | None, asked: Sequence[tuple[slice, slice]]) -> list[np.ndarray]:
-        if self.seen is None or features is None:
+    def _dissimilarities(
+        self, raw: torch.Tensor, features: np.ndarray | None, asked: Sequence[tuple[slice, slice]]
+    ) -> list[np.ndarray]:
+        if self.seen is None or self.classical is None or not asked:
             return []
-        chosen = [chip[where] for chip, where in zip(features, asked, strict=False)]
+        if features is not None:
+            chosen = [chip[where] for chip, where in zip(features, asked, strict=True)]
+        else:
+            chosen = [self.classical.sparse_features(c, *where) for c, where in zip(raw, asked, strict=True)]
         return [self.seen.dissimilarity(c.reshape(-1, c.shape[-1])).reshape(c.shape[:2]) for c in chosen]
 
 

@@ -16,9 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geopeft import package
+from geopeft import evidence, package
+from geopeft.classical import Classical
+from geopeft.data.chips import Site
 from geopeft.data.labels import LabelClass
 from geopeft.data.memory import Memory
+from geopeft.data.raster import RasterInfo
+from geopeft.evidence import Evidence
 from geopeft.models import SegmentationModel
 from geopeft.models.decoders import DECODERS
 from geopeft.models.spec import InputBand, ModelSpec
@@ -30,6 +34,8 @@ from geopeft.training.trainer import Pace
 MOST_BYTES = 32 << 20
 STEPS, RATE, ALONE_FOR_NEW = 0.5, 0.5, 0.15
 _PER_CLASS = ("head.", "probe.")
+# What is kept beside the weights to go on from.
+_BESIDE = ("memory.", evidence.PREFIX)
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,8 @@ class Start:
         state: its tensors, float32, as they were before the last steps.
         memory: where they had learned; None where the package does not say.
         projection: (components, bands) of its texture; None where it has none.
+        forest: its classical part as ONNX; empty where it has none.
+        evidence: what held-out labels have said of its blend; None where the package does not say.
     """
 
     path: Path
@@ -51,16 +59,19 @@ class Start:
     state: Mapping[str, Tensor]
     memory: Memory | None
     projection: np.ndarray | None = None
+    forest: bytes = b""
+    evidence: Evidence | None = None
 
     @classmethod
     def open(cls, path: Path) -> Start:
         """Reads a package; PackageError where that is not possible."""
         opened = package.read(path)
-        kept = {name: array for name, array in opened.start.items() if not name.startswith("memory.")}
+        kept = {name: array for name, array in opened.start.items() if not name.startswith(_BESIDE)}
         arrays = kept or {name: array for name, array in opened.weights.items() if name not in BESIDE_NETWORK}
         state = {name: torch.from_numpy(_full_precision(array)) for name, array in arrays.items()}
         sha256, memory = hashlib.sha256(path.read_bytes()).hexdigest(), Memory.from_arrays(opened.start)
-        return cls(path, sha256, opened.manifest, state, memory, opened.weights.get(PROJECTION))
+        judged, projection = Evidence.from_arrays(opened.start), opened.weights.get(PROJECTION)
+        return cls(path, sha256, opened.manifest, state, memory, projection, opened.forest, judged)
 
     def misfit(self, spec: ModelSpec, radiometry: str, classes: Sequence[LabelClass]) -> str:
         """Why a model of this make cannot start here; empty where it can."""
@@ -100,6 +111,18 @@ class Start:
         if self.projection is None or self.projection.shape != (wanted.components, len(spec.bands)):
             return None
         return Texture(wanted, spec.bands, torch.from_numpy(self.projection))
+
+    def classical(self, spec: ModelSpec, classes: Sequence[LabelClass]) -> tuple[Classical, list[int]] | None:
+        """Its classical part for a `continued` make, and for each class the number that it has there; None where it has
+        none, or other features or classes."""
+        rows, texture = [row for row in self._rows(classes) if row is not None], self.texture(spec)
+        if not self.forest or texture is None or not sorted(rows) == list(range(len(self.manifest.classes))):
+            return None
+        return (Classical(texture, self.forest, len(rows)), rows) if len(rows) == len(classes) else None
+
+    def is_strange(self, infos: Sequence[RasterInfo], sites: Sequence[Site]) -> bool:
+        """Whether it knows none of these places, neither those that taught it nor those held out then."""
+        return self.memory is not None and not any(self.memory.roles(infos, sites))
 
     def new_classes(self, classes: Sequence[LabelClass]) -> list[str]:
         """Those that the earlier model does not know."""

@@ -202,6 +202,11 @@ class EngineAlgorithm(NamedAlgorithm):
             "line_width_px": self.parameterAsDouble(parameters, "LINE_WIDTH", context),
         }
 
+    def _scheduler(self, parameters: dict[str, Any], context: QgsProcessingContext) -> str:
+        """What SCHEDULER names; of a file, the whole path."""
+        text = self.parameterAsString(parameters, "SCHEDULER", context).strip()
+        return os.path.abspath(text) if os.path.isfile(text) else text
+
     def _parts(self, parameters: dict[str, Any], name: str, context: QgsProcessingContext) -> list[str]:
         """What a text names, between its commas."""
         text = self.parameterAsString(parameters, name, context)
@@ -253,6 +258,18 @@ class EngineAlgorithm(NamedAlgorithm):
         """A whole number."""
         kind = QgsProcessingParameterNumber.Type.Integer
         self.add_advanced(QgsProcessingParameterNumber(name, title, kind, default, minValue=minimum, maxValue=maximum))
+
+    def add_scheduler(self) -> None:
+        """Which Dask scheduler shares the work out."""
+        title = self.tr("Dask scheduler that shares the work out (empty: none)")
+        parameter = QgsProcessingParameterString("SCHEDULER", title, defaultValue="", optional=True)
+        parameter.setHelp(
+            self.tr(
+                "local: the cores of this computer; local:N: N of them; tcp://HOST:PORT or a scheduler's file: a "
+                "cluster, whose machines find all files under the same names as this one."
+            )
+        )
+        self.add_advanced(parameter)
 
     def add_figures(self, by_default: bool = False) -> None:
         """A JSON file with the figures.

@@ -91,6 +91,8 @@ class FitAlgorithm(EngineAlgorithm):
         unet = self.tr("Judge a UNet from random values too, for comparison")
         self.add_advanced(QgsProcessingParameterBoolean("UNET", unet, False))
         self.add_whole_number("STEPS", self.tr("Training steps (0: chosen from the labels)"), 0, 1_000_000)
+        low_memory = self.tr("Train a transformer in less memory and a third more time")
+        self.add_advanced(QgsProcessingParameterBoolean("LOW_MEMORY", low_memory, False))
         self.add_device()
         self.addParameter(
             QgsProcessingParameterFileDestination("MODEL", self.tr("Model"), fileFilter=self.tr(MODEL_FILTER))
@@ -159,6 +161,7 @@ class FitAlgorithm(EngineAlgorithm):
             "max_minutes": self.parameterAsDouble(parameters, "MAX_MINUTES", context),
             "seed": self.parameterAsInt(parameters, "SEED", context),
             "steps": self.parameterAsInt(parameters, "STEPS", context),
+            "low_memory": self.parameterAsBool(parameters, "LOW_MEMORY", context),
             "folds": self.parameterAsInt(parameters, "FOLDS", context),
             "baselines": ["random-forest", *(["unet"] if self.parameterAsBool(parameters, "UNET", context) else [])],
             **self._device_fields(parameters, context),

@@ -64,6 +64,7 @@ class PredictAlgorithm(EngineAlgorithm):
         self.addParameter(QgsProcessingParameterFeatureSource("AOI", self.tr("Area of interest"), area, optional=True))
         self.add_text("BANDS", self.tr("Bands, by name or number, with commas"), advanced=True)
         self.add_unknown_below()
+        self.add_scheduler()
         self.add_device()
         self.addParameter(QgsProcessingParameterRasterDestination("OUTPUT", self.tr("Class raster")))
         for name, title in (
@@ -102,6 +103,7 @@ class PredictAlgorithm(EngineAlgorithm):
             **{name.lower(): bool(parameters.get(name)) for name in BESIDE},
             "unknown_below": self.parameterAsDouble(parameters, "UNKNOWN_BELOW", context),
             "bands": self._parts(parameters, "BANDS", context),
+            "scheduler": self._scheduler(parameters, context),
             **self._device_fields(parameters, context),
         }
 

@@ -99,6 +99,7 @@ class PredictManyAlgorithm(EngineAlgorithm):
         self.addParameter(QgsProcessingParameterBoolean("POLYGONS", self.tr("Polygons"), False))
         self.add_text("BANDS", self.tr("Bands, by name or number, with commas"), advanced=True)
         self.add_unknown_below()
+        self.add_scheduler()
         self.add_device()
         self.addParameter(QgsProcessingParameterFolderDestination("OUTPUT", self.tr("Folder for the maps")))
         self.addOutput(QgsProcessingOutputMultipleLayers("MAPS", self.tr("Class rasters")))
@@ -145,6 +146,7 @@ class PredictManyAlgorithm(EngineAlgorithm):
             **{name.lower(): self.parameterAsBoolean(parameters, name, context) for name in BESIDE},
             "unknown_below": self.parameterAsDouble(parameters, "UNKNOWN_BELOW", context),
             "bands": self._parts(parameters, "BANDS", context),
+            "scheduler": self._scheduler(parameters, context),
             **self._device_fields(parameters, context),
         }
 

@@ -78,6 +78,7 @@ class StudyAlgorithm(EngineAlgorithm):
         self.add_whole_number("SEED", self.tr("Random seed"), 0, 2**31 - 1)
         title = self.tr("Runs at the same time")
         self.add_advanced(QgsProcessingParameterNumber("PROCESSES", title, whole, 1, minValue=1, maxValue=64))
+        self.add_scheduler()
         self.add_device()
         csv, html = self.tr("CSV (*.csv)"), self.tr("HTML (*.html)")
         self.addParameter(QgsProcessingParameterFileDestination("TABLE", self.tr("Table of the runs"), csv))
@@ -116,6 +117,7 @@ class StudyAlgorithm(EngineAlgorithm):
             "out": self.parameterAsFileOutput(parameters, "TABLE", context),
             "report": self.parameterAsFileOutput(parameters, "PAGE", context),
             "json_file": self.parameterAsFileOutput(parameters, "FIGURES", context),
+            "scheduler": self._scheduler(parameters, context),
             **self._reading_fields(parameters, context),
             **self._device_fields(parameters, context),
         }

@@ -1,12 +1,12 @@
 """Imagery that may not travel: a model of several cities by rounds of fitting and averaging, beside pooled training.
 
-    build.py bench federated [--seeds N] [--rounds N] [--steps N] [--set NAME]
+    build.py bench federated [--seeds N] [--rounds N] [--steps N] [--set NAME] [--keep FOLDER]
 
 Each training region of the set is a site of its own, which sees its own rasters and labels only. The first site fits
 the common model; then, in each round, every site fits from the common model and `average` makes the next one. Pooled
 training sees all sites at once, and each site alone its own; both do as many steps as all sites of the rounds together.
 All are scored on the unseen region. What travels between the sites are model packages. Seeds run beside each other,
-each on one thread.
+each on one thread. With --keep the packages stay in a folder, and those that a run finds there are not trained again.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import _sets  # type: ignore[import-not-found]
+from geopeft import package
 
 RESULTS = Path(__file__).parents[2] / "resources" / "results"
 # What every training here has: judged elsewhere, so no folds and no baselines.
 QUICK = ("--class-field", "class", "--folds", "1", "--baselines", "", "--device", "cpu")
-PARTS = ("", "network")
+PARTS = ("", "network", "classical")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=30, help="of a site in a round")
     parser.add_argument("--set", default="urban_trees_naip")
+    parser.add_argument("--keep", default="", help="a folder for the packages; of the same settings only")
+    parser.add_argument("--threads", type=int, default=0, help="seeds beside each other; 0: one on each core")
     options = parser.parse_args(arguments)
     shared = _sets.shared_folder()
     if shared is None:
@@ -48,12 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ["OMP_NUM_THREADS"] = "1"
 
         def one(seed: int) -> list[tuple[str, dict[str, float]]]:
-            own = Path(scratch, str(seed))
-            own.mkdir()
+            own = Path(options.keep or scratch, str(seed)).absolute()
+            own.mkdir(parents=True, exist_ok=True)
             models = trained(training, seed, options.rounds, options.steps, own)
             return [(name, scored(model, unseen, labelled.background)) for name, model in models]
 
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        with ThreadPoolExecutor(options.threads or os.cpu_count() or 1) as pool:
             for rows in pool.map(one, range(options.seeds)):
                 for name, figures in rows:
                     found.setdefault(name, []).append(figures)
@@ -61,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     total = options.steps * (1 + options.rounds * len(training.parts))
     head = f"{labelled.name}: {len(training.parts)} sites, {options.steps} steps at the first one, then "
     head += f"{options.rounds} rounds of {options.steps} steps at each; {total} steps for every other training. "
-    head += f"mIoU in percent on the unseen region, means of {options.seeds} seeds, and each."
+    head += f"mIoU in percent on the unseen region, means over the seeds ({options.seeds}), and each."
     print("\n".join((head, "", *lines)))
     text = (
         "# One model of several sites whose imagery stays where it is\n\nMade by `python3 build.py bench federated`.\n"
@@ -94,9 +97,10 @@ def trained(training: _sets.Region, seed: int, rounds: int, steps: int, scratch:
 def fit(
     name: str, rasters: Sequence[str], labels: str, seed: int, steps: int, scratch: Path, start: Path | None = None
 ) -> Path:
-    """Trains a model and returns its package."""
+    """Trains a model, unless it is there, and returns its package."""
     out, begun = scratch / f"{name}.geopeft", time.monotonic()
-    out.unlink(missing_ok=True)
+    if out.exists():
+        return out
     more = ("--start", str(start)) if start is not None else ()
     numbers = ("--seed", str(seed), "--steps", str(steps))
     _sets.engine("fit", *rasters, "--labels", labels, *QUICK, *numbers, *more, "--out", str(out))
@@ -114,15 +118,16 @@ def scored(model: Path, unseen: _sets.Region, background: str) -> dict[str, floa
         _sets.engine("evaluate", str(model), *unseen.rasters, "--labels", unseen.labels, "--class-field", "class",
                      *which, *more, "--json", str(answer), "--device", "cpu")  # fmt: skip
         figures[part or "map"] = 100 * _sets.whole_figures(json.loads(answer.read_text(encoding="utf-8")))["miou"]
+    figures["share"] = 100 * package.read_manifest(model).blend.network
     return figures
 
 
 def table(found: dict[str, list[dict[str, float]]]) -> list[str]:
     """Lines of Markdown."""
-    lines = ["| model | map | network alone |", "|---|---|---|"]
+    lines = ["| model | map | network alone | forest and linear model | network's share |", "|---|---|---|---|---|"]
     for name, rows in found.items():
         cells = []
-        for part in ("map", "network"):
+        for part in ("map", "network", "classical", "share"):
             own = [row[part] for row in rows]
             cells.append(f"{statistics.mean(own):.1f} ({', '.join(f'{value:.1f}' for value in own)})")
         lines.append(f"| {name} | {' | '.join(cells)} |")

@@ -1,10 +1,11 @@
 """A chip through our models: PyTorch against ONNX Runtime in single precision and in eight bits, the sides in turns.
 
-    build.py bench onnx-speed [--models galileo_nano,...] [--runs N]
+    build.py bench onnx-speed [--models galileo_nano,...] [--runs N] [--packages A.geopeft,...] [--raster FILE]
 
 The network alone, as prediction calls it: raster values in, probabilities out. The weights are random, since time does
-not ask for their values; what eight bits change in a map is another matter, and every export with `--int8` measures it.
-Beside the seconds of the wall those of the processor are given, which ask less what else the machine does.
+not ask for their values. Then whole models, trees and all: `predict` on a raster with a package and with its exports,
+in single precision and in eight bits, and how many pixels these change. Beside the seconds of the wall those of the
+processor are given, which ask less what else the machine does.
 """
 
 from __future__ import annotations
@@ -14,17 +15,21 @@ import logging
 import os
 import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parents[2] / "resources" / "results"
+RESOURCES = Path(__file__).parents[2] / "resources"
+RESULTS, SAMPLE = RESOURCES / "results", RESOURCES / "sample" / "itaipu_landsat8.tif"
 MODELS = ("galileo_nano", "tf_efficientnet_lite0", "geopeft_small", "prithvi_eo_v2_tiny_tl", "prithvi_eo_v2_100_tl")
 BATCHES, THREADS = (1, 4), (1, 2)
 OPTICAL_UM = (0.49, 0.56, 0.665, 0.842, 1.61, 2.2)
 CLASSES = 5
+# ONNX Runtime learns in the first run how much memory a shape takes, and takes it at once in the second.
+WARM_UP = 3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,14 +37,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="build.py bench onnx-speed", description=__doc__)
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--packages", default="", help="model packages, for whole models")
+    parser.add_argument("--raster", type=Path, default=SAMPLE, help="what these map")
+    parser.add_argument("--weights-dir", default="")
     options = parser.parse_args(arguments)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     lines = [
         "# ONNX Runtime and PyTorch",
         "",
         "Made by `python3 build.py bench onnx-speed`: the network alone, decoder `unet`, random weights, medians of "
-        f"{options.runs} runs in turns. Milliseconds a chip, on the wall; the ratios are PyTorch's time by that of the "
-        "other, on the wall and of the processor.",
+        f"{options.runs} runs in turns, after {WARM_UP} that do not count. Milliseconds a chip, on the wall; the "
+        "ratios are PyTorch's time by that of the other, on the wall and of the processor.",
         "",
         "| backbone | window px | threads | batch | PyTorch ms | ONNX ms | ratio | processor | int8 ms | ratio "
         "| processor |",
@@ -50,6 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for row in rows(name, options.runs):
             lines.append(row)
             print(row, flush=True)
+    for text in whole_models(options) if options.packages else ():
+        lines.append(text)
+        print(text, flush=True)
     (RESULTS / "onnx_speed.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return 0
 
@@ -85,17 +96,68 @@ def rows(name: str, runs: int) -> list[str]:
     return found
 
 
-def in_turns(calls: Sequence[Callable[[], object]], runs: int) -> tuple[list[float], list[float]]:
-    """Medians of the seconds on the wall, and of the processor, of each call; a first round does not count."""
+def whole_models(options: argparse.Namespace) -> Iterator[str]:
+    """Lines of the table of `predict` on a raster, opening the model included."""
+    import torch
+    from geopeft import predict
+    from geopeft.events import Reporter
+    from geopeft.job import ExportJob, PredictJob
+    from geopeft.onnx import export
+
+    yield from (
+        "",
+        f"`predict` on `{options.raster.name}` with whole models, opening them included: seconds of the processor.",
+        "",
+        "| model | threads | package | ONNX | ratio | on the wall | pixels changed | int8 | ratio | on the wall "
+        "| pixels changed |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    )
+    with tempfile.TemporaryDirectory() as place:
+        folder, raster = Path(place), str(options.raster)
+        for package in map(Path, options.packages.split(",")):
+            sides = [package, folder / f"{package.stem}.onnx", folder / f"{package.stem}.int8.onnx"]
+            for out, in_eight_bits in zip(sides[1:], (False, True), strict=True):
+                fields = {"model": str(package), "onnx": str(out), "weights_dir": options.weights_dir}
+                rasters = (raster,) if in_eight_bits else ()
+                export.run(ExportJob.model_validate(fields | {"int8": in_eight_bits, "rasters": rasters}), Reporter())
+            calls = []
+            for number, model in enumerate(sides):
+                fields = {"model": str(model), "out": str(folder / f"{number}.tif"), "device": "cpu"}
+                job = PredictJob.model_validate(fields | {"rasters": (raster,), "weights_dir": options.weights_dir})
+                calls.append(partial(predict.run, job, Reporter()))
+            for threads in THREADS:
+                torch.set_num_threads(threads)
+                wall, processor = in_turns(calls, options.runs, warm_up=1)
+                cells = [package.stem, str(threads), f"{processor[0]:.1f}"]
+                for number in (1, 2):
+                    cells += [
+                        f"{processor[number]:.1f}", f"{processor[0] / processor[number]:.2f}",
+                        f"{wall[0] / wall[number]:.2f}", f"{changed(folder, number):.2%}",
+                    ]  # fmt: skip
+                yield f"| {' | '.join(cells)} |"
+
+
+def changed(folder: Path, number: int) -> float:
+    """Share of pixels in which a map differs from the first."""
+    import rasterio
+
+    with rasterio.open(folder / "0.tif") as one, rasterio.open(folder / f"{number}.tif") as other:
+        return float((one.read(1) != other.read(1)).mean())
+
+
+def in_turns(
+    calls: Sequence[Callable[[], object]], runs: int, warm_up: int = WARM_UP
+) -> tuple[list[float], list[float]]:
+    """Medians of the seconds on the wall, and of the processor, of each call; the first rounds do not count."""
     wall: list[list[float]] = [[] for _ in calls]
     processor: list[list[float]] = [[] for _ in calls]
-    for _ in range(1 + runs):
+    for _ in range(warm_up + runs):
         for place, call in enumerate(calls):
             begun, used = time.perf_counter(), time.process_time()
             call()
             wall[place].append(time.perf_counter() - begun)
             processor[place].append(time.process_time() - used)
-    return [statistics.median(s[1:]) for s in wall], [statistics.median(s[1:]) for s in processor]
+    return [statistics.median(s[warm_up:]) for s in wall], [statistics.median(s[warm_up:]) for s in processor]
 
 
 def session(model: bytes, threads: int) -> Any:

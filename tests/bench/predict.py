@@ -4,9 +4,11 @@
 
 Every run is a process of its own, and the sides take turns. The scene has six bands of 16 bits, compressed; the network
 is Prithvi tiny with LoRA and the light decoder, its weights random: time and memory do not ask for their values.
-`bare model` looks at the same windows, in batches that lie ready in memory. `without a model` is our prediction with a
-network that gives a constant, so all that is left is reading, blending, drawing and writing. `plain loop` does what
-Deepness does: a window is read, looked at alone and cropped, and the whole result stays in memory until it is written.
+`bare model` looks at the same windows as our prediction, in the same threads; they lie ready in memory, and what is
+said of them is dropped. `in fours` does so in batches of four, one after the other. `without a model` is our prediction
+with a network that gives a constant, so all that is left is reading, blending, drawing and writing. `plain loop` does
+what Deepness does: a window is read, looked at alone and cropped, and the whole result stays in memory until it is
+written.
 TerraTorch is `peers/peer_tiled.py` of the shared data: an array in memory, and nothing written. `--sparse` is the side
 of a raster of which all but nine squares are missing.
 """
@@ -32,7 +34,7 @@ RESULTS = Path(__file__).parents[2] / "resources" / "results"
 BACKBONE, CLASSES, CHIP_PX = "prithvi_eo_v2_tiny_tl", 2, 224
 SIDES = (
     "bare model",
-    "bare model, one by one",
+    "bare model, in fours",
     "predict",
     "predict --outside",
     "without a model",
@@ -189,7 +191,7 @@ def measure(side: str, raster: Path, threads: int, device: str) -> dict[str, flo
     with tempfile.TemporaryDirectory(dir=raster.parent) as folder:
         work = {
             "bare model": lambda: bare(runtime, raster),
-            "bare model, one by one": lambda: bare(runtime, raster, one_by_one=True),
+            "bare model, in fours": lambda: bare(runtime, raster, in_fours=True),
             "plain loop": lambda: plain_loop(runtime, raster, Path(folder) / "map.tif"),
         }.get(side)
         if work is None:
@@ -259,26 +261,20 @@ def _stumps(features: int) -> list[Any]:
     return [tree.tree_ for tree in trees.estimators_]
 
 
-def bare(runtime: Any, raster: Path, one_by_one: bool = False) -> Callable[[], dict[str, float]]:
-    """The model on every window of the raster, in batches that are ready."""
-    from dataclasses import replace
-
+def bare(runtime: Any, raster: Path, in_fours: bool = False) -> Callable[[], dict[str, float]]:
+    """The model on every window of the raster; all of them are ready."""
     from geopeft.data.raster import describe
     from geopeft.events import Reporter
     from geopeft.mapping.strips import Mapping
 
     mapping = Mapping(runtime, describe(str(raster)), (), Reporter())
+    if in_fours:
+        type(runtime).batch = 4
     batches = list(mapping.read(range(len(mapping.rows))))
-    if one_by_one:
-        batches = [
-            replace(batch, columns=(column,), values=batch.values[n : n + 1], valid=batch.valid[n : n + 1])
-            for batch in batches
-            for n, column in enumerate(batch.columns)
-        ]
 
     def look() -> dict[str, float]:
-        for batch in batches:
-            mapping.look(batch)
+        for _ in map(mapping.look, batches) if in_fours else mapping.looked_at(iter(batches)):
+            pass
         return {}
 
     return look
@@ -320,7 +316,7 @@ def plain_loop(runtime: Any, raster: Path, target: Path) -> Callable[[], dict[st
     def work() -> dict[str, float]:
         with rasterio.open(raster) as source:
             result = np.zeros((CLASSES, *source.shape), np.float32)
-            axes = [Axis.of(n, runtime.window_px, runtime.overlap_px) for n in source.shape]
+            axes = [Axis.of(n, runtime.window_px, runtime.overlap_px, runtime.grain_px) for n in source.shape]
             for top in axes[0].starts:
                 for left in axes[1].starts:
                     size = (axes[0].window_px, axes[1].window_px)

@@ -6,7 +6,9 @@ Every run is a process of its own, and the sides take turns. The weights are ran
 their values. `--terratorch` is the Python of an environment with TerraTorch, for which the script of the shared data
 (peers/peer_terratorch.py) makes the same step with the settings of the study. A step is forward, cross-entropy,
 backward and AdamW on a batch of two chips of 224 px with six bands, on two threads. Seconds of the processor are given
-beside those of the wall, since they do not ask what else the machine does.
+beside those of the wall, since they do not ask what else the machine does. `floor` multiplies the matrices alone that
+no LoRA step gets around: those of the encoder's blocks, forward and for the gradients of what they were given. It has
+no decoder, no norm and no softmax.
 """
 
 from __future__ import annotations
@@ -40,6 +42,8 @@ SIDES = (
     ("GeoPEFT", "full", "light", "float32"),
     ("GeoPEFT", "frozen", "light", "float32"),
     ("GeoPEFT", "vpt", "light", "float32"),
+    ("floor", "lora", "none", "float32"),
+    ("floor", "lora", "none", "bfloat16"),
     ("TerraTorch", "lora", "study", "float32"),
     ("TerraTorch", "full", "study", "float32"),
     ("TerraTorch", "frozen", "study", "float32"),
@@ -56,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.one:
-        print(json.dumps(step(*options.one)))
+        work = floor if options.one[2] == "none" else step
+        print(json.dumps(work(*options.one)))
         return 0
     lines = [f"{BATCH} chips of {SIDE_PX} px, six bands, {THREADS} threads, medians of {options.runs} runs."]
     for size in options.sizes.split(","):
@@ -73,12 +78,11 @@ def measured(size: str, runs: int, terratorch: str) -> dict[tuple[str, ...], lis
     found: dict[tuple[str, ...], list[dict[str, float]]] = {}
     for _ in range(runs):
         for side in SIDES:
-            command = ours(size, side) if side[0] == "GeoPEFT" else peers(size, side[1], terratorch)
+            rival = side[0] == "TerraTorch"
+            command = peers(size, side[1], terratorch) if rival else ours(size, side)
             if command:
                 # Each side has its own packages.
-                clean = (
-                    os.environ if side[0] == "GeoPEFT" else {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-                )
+                clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH" or not rival}
                 answer = subprocess.run(command, env=clean, stdout=subprocess.PIPE, check=True)
                 found.setdefault(side, []).append(read(json.loads(answer.stdout.splitlines()[-1])))
                 print(size, *side, found[side][-1], file=sys.stderr, flush=True)
@@ -162,6 +166,38 @@ def step(backbone: str, adapter: str, decoder_size: str, precision: str) -> dict
     walls, processor = zip(*taken[1:], strict=True)
     count = describe_parameters(model)["trainable"] / 1e6
     return dict(zip(COLUMNS, (min(walls), min(processor), peak, peak - built, count), strict=True))
+
+
+def floor(backbone: str, adapter: str, decoder_size: str, precision: str) -> dict[str, float]:
+    """The shortest of a few rounds through the encoder's products; columns as of `step`."""
+    import torch
+    from geopeft.models.backbones import BACKBONES
+
+    torch.set_num_threads(THREADS)
+    options = BACKBONES[backbone].options
+    dim, heads, tokens = options["dim"], options["heads"], (SIDE_PX // 16) ** 2 + 1
+    dtype = getattr(torch, precision)
+
+    def numbers(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, dtype=dtype)
+
+    rows, wide = numbers(BATCH * tokens, dim), numbers(BATCH * tokens, 4 * dim)
+    qkv, proj, fc1, fc2 = numbers(3 * dim, dim), numbers(dim, dim), numbers(4 * dim, dim), numbers(dim, 4 * dim)
+    triple, head = numbers(BATCH * tokens, 3 * dim), numbers(BATCH * heads, tokens, dim // heads)
+    square = numbers(BATCH * heads, tokens, tokens)
+    taken = []
+    with torch.inference_mode():
+        for _ in range(1 + STEPS):
+            begun, used = time.perf_counter(), time.process_time()
+            for _ in range(options["depth"]):
+                _ = rows @ qkv.T, head @ head.mT, square @ head, rows @ proj.T, rows @ fc1.T, wide @ fc2.T
+                _ = rows @ fc2, wide @ fc1, rows @ proj, triple @ qkv
+                # Gradients of values, attention, queries and keys.
+                _ = square.mT @ head, head @ head.mT, square @ head, square.mT @ head
+            taken.append((time.perf_counter() - begun, time.process_time() - used))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    walls, processor = zip(*taken[1:], strict=True)
+    return dict(zip(COLUMNS, (min(walls), min(processor), peak, 0.0, 0.0), strict=True))
 
 
 def now_mb() -> float:

@@ -1,6 +1,7 @@
 """The plugin writes plain dicts, the engine reads typed jobs: every algorithm's job must fit the engine's schema."""
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -160,6 +161,7 @@ def test_fit_with_everything(job, raster_layer, label_layer, tmp_path):  # noqa:
         "MAX_MINUTES": "1.5",
         "SEED": "7",
         "STEPS": 30,
+        "LOW_MEMORY": True,
         "RANK": 4,
         "ALPHA": "8",
         "TARGETS": "q, v",
@@ -179,7 +181,7 @@ def test_fit_with_everything(job, raster_layer, label_layer, tmp_path):  # noqa:
     assert (made["max_minutes"], made["seed"], made["steps"], made["line_width_px"]) == (1.5, 7, 30, 2.5)
     assert (made["adapter"], made["decoder"], made["device"]) == ("frozen", "linear", "cpu")
     assert (made["rank"], made["alpha"], made["targets"], made["rate"]) == (4, 8, ["q", "v"], 0.5)
-    assert (made["last_blocks"], made["prompt_tokens"]) == (2, 10)
+    assert (made["last_blocks"], made["prompt_tokens"], made["low_memory"]) == (2, 10, True)
     for field in ("labels", "validation_labels", "area"):
         path, layer = made[field].rsplit(":", 1)
         assert Path(path).is_file() and Path(path).stem == layer
@@ -191,6 +193,7 @@ def test_fit_from_a_label_raster(job, raster_layer, tmp_path):  # noqa: F811
     assert list(faults(made, SCHEMA)) == []
     assert made["labels"] == raster_layer.source()
     assert (made["alpha"], made["targets"], made["rank"], made["prompt_tokens"]) == (None, [], 16, 100)
+    assert made["low_memory"] is False
 
 
 @pytest.mark.parametrize("wants_all", [False, True])
@@ -199,10 +202,12 @@ def test_predict(job, raster_layer, label_layer, model, tmp_path, wants_all):  #
     if wants_all:
         parameters.update(CONFIDENCE="TEMPORARY_OUTPUT", POLYGONS="TEMPORARY_OUTPUT", AOI=label_layer, DEVICE="cuda")
         parameters.update(ENTROPY="TEMPORARY_OUTPUT", OUTSIDE="TEMPORARY_OUTPUT", UNKNOWN_BELOW=62.5)
+        parameters.update(SCHEDULER=" local:2 ")
     made = job("predict", parameters)
     assert list(faults(made, SCHEMA)) == []
     assert (made["entropy"], made["outside"], made["unknown_below"] == 62.5) == (wants_all,) * 3
     assert (made["confidence"], made["polygons"], "aoi" in made) == (wants_all, wants_all, wants_all)
+    assert made["scheduler"] == ("local:2" if wants_all else "")
 
 
 @pytest.mark.parametrize("wants_all", [False, True])
@@ -215,9 +220,11 @@ def test_predict_many(job, raster_layer, label_layer, model, tmp_path, wants_all
         parameters.update(
             FILES=[raster_layer.source(), "https://host/c.tif"], FOLDER=str(more), CONFIDENCE=True, POLYGONS="true",
             AOI=label_layer, BANDS="red,4", DEVICE="cuda", ENTROPY=True, OUTSIDE=True, UNKNOWN_BELOW=62.5,
+            SCHEDULER="tcp://10.0.0.5:8786",
         )  # fmt: skip
     made = job("predictmany", parameters)
     assert list(faults(made, SCHEMA)) == []
+    assert made["scheduler"] == ("tcp://10.0.0.5:8786" if wants_all else "")
     assert (made["entropy"], made["outside"], made["unknown_below"] == 62.5) == (wants_all,) * 3
     assert (made["job"], made["out"]) == ("predict", str(tmp_path / "maps"))
     assert (made["confidence"], made["polygons"], "aoi" in made) == (wants_all, wants_all, wants_all)
@@ -263,9 +270,10 @@ def test_study(job, raster_layer, label_layer, tmp_path, wants_all):  # noqa: F8
             BACKBONES="galileo_nano, scratch_unet", ADAPTERS="lora", DECODERS="unet,linear", METADATA="off, on",
             BASELINES="random-forest", FRACTIONS="0.1, 1", RATES="", SEEDS=3, SEED=7, STEPS=30, PROCESSES=2,
             BACKGROUND="other", AREA=label_layer, UNSEEN_AREA=label_layer, BANDS="red,4", DEVICE="cpu",
-            FIGURES=str(tmp_path / "f.json"),
+            FIGURES=str(tmp_path / "f.json"), SCHEDULER=os.path.relpath(raster_layer.source()),
         )  # fmt: skip
     made = job("study", parameters)
+    assert made["scheduler"] == (raster_layer.source() if wants_all else ""), "a file by its whole path"
     assert list(faults(made, SCHEMA)) == []
     assert "classes" not in made and made["unseen_rasters"] == [raster_layer.source()]
     grid = (made["backbones"], made["adapters"], made["decoders"], made["metadata"], made["baselines"])

@@ -53,7 +53,7 @@ def test_the_graph_gives_the_blend_of_trees_and_linear_model() -> None:
     data, raw = pixels(), shapes()
     found = Classical(texture(), fit_classical(data, 4, 2, seed=3), 4).probabilities(torch.from_numpy(raw))
     features = texture()(torch.from_numpy(raw)).movedim(1, -1).reshape(-1, texture().count).numpy()
-    trees = ExtraTreesClassifier(32, max_leaf_nodes=32, min_samples_leaf=3, random_state=3)
+    trees = ExtraTreesClassifier(32, max_leaf_nodes=32, min_samples_leaf=6, random_state=3)
     trees.fit(data.features, data.classes, sample_weight=data.weights)
     bands = data.features[:, :2].astype(np.float64)
     mean = np.average(bands, axis=0, weights=data.weights)

@@ -22,6 +22,7 @@ from geopeft.errors import Canceled, GeopeftError
 from geopeft.events import Reporter
 from geopeft.forest import Pixels, fit_classical
 from geopeft.job import parse
+from geopeft.mapping.windows import Sizes
 from geopeft.onnx import export
 from geopeft.runtime import Runtime, fill_values
 from rasterio.windows import Window
@@ -219,6 +220,7 @@ def test_held_out_places_do_not_teach_the_parts_that_are_scored_on_them(
 
     def noted(pixels: Pixels, *rest: int) -> bytes:
         seen.append(set(pixels.sites))
+        assert len(pixels.ground) > 1000, "ground without labels has its say in every training"
         return fit_classical(pixels, *rest)
 
     monkeypatch.setattr(judging, "fit_classical", noted)
@@ -278,8 +280,14 @@ def test_labels_kept_apart_never_teach(scene: Path, tmp_path: Path) -> None:
     assert one.manifest.metrics["miou"] != other.manifest.metrics["miou"]
 
 
+@pytest.fixture
+def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So small that the scene takes four, with the overlap of larger ones."""
+    monkeypatch.setattr("geopeft.runtime.sizes_for", lambda *_: Sizes(192, 32, 16))
+
+
 @pytest.mark.fault("R32")
-def test_windows_equal_the_model_on_the_whole_raster(scene: Path) -> None:
+def test_windows_equal_the_model_on_the_whole_raster(scene: Path, small_windows: None) -> None:
     """The scratch network sees 50 px around a pixel at most; farther from window edges nothing may differ."""
     runtime = Runtime.open(scene / "model.geopeft", "cpu", "", Reporter())
     from geopeft.data.raster import describe
@@ -449,7 +457,7 @@ def test_a_failed_raster_does_not_stop_the_rest_and_names_do_not_collide(scene: 
 
 
 @pytest.mark.fault("P09")
-def test_a_cancel_leaves_no_result(scene: Path, tmp_path: Path) -> None:
+def test_a_cancel_leaves_no_result(scene: Path, tmp_path: Path, small_windows: None) -> None:
     class Stop(Reporter):
         def progress(self, stage: str, current: int, total: int, at_most_s: float = 0.0) -> None:
             if current > 3:

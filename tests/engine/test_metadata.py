@@ -201,10 +201,10 @@ def test_every_window_of_a_map_has_its_own_place(placed: None, seen: Any, tmp_pa
                      "labels": str(labels), "device": "cpu"}  # fmt: skip
             evaluate.run(parse(asked), Reporter())  # type: ignore[arg-type]
         places = np.concatenate([told.place.numpy() for _, told in seen])
-        # Windows of 48 px that overlap by 16 begin at 0, 32 and 48.
-        starts = [(row, col) for row in (0, 32, 48) for col in (0, 32, 48)]
-        x = [500_000 + (col + 24) * 10 for _, col in starts]
-        y = [5_000_000 - (row + 24) * 10 for row, _ in starts]
+        # Windows of 40 px that overlap by 8 begin at 0, 32 and 56.
+        starts = [(row, col) for row in (0, 32, 56) for col in (0, 32, 56)]
+        x = [500_000 + (col + 20) * 10 for _, col in starts]
+        y = [5_000_000 - (row + 20) * 10 for row, _ in starts]
         lon, lat = rasterio.warp.transform("EPSG:32633", "EPSG:4326", x, y)
         np.testing.assert_allclose(places, np.stack([lat, lon], 1), atol=1e-5)
 

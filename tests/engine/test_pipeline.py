@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterator
 import pytest
 from geopeft.errors import Canceled, RasterError
 from geopeft.mapping import pipeline
-from geopeft.mapping.pipeline import DEPTH, ahead, behind
+from geopeft.mapping.pipeline import DEPTH, abreast, ahead, behind
 
 
 class Source:
@@ -101,3 +101,60 @@ def test_a_thread_that_never_begins_is_missing_memory(monkeypatch: pytest.Monkey
     monkeypatch.setattr(pipeline._thread, "start_new_thread", lambda *_: 0)
     with pytest.raises(MemoryError):
         behind(Source().items(10**6), sum)
+
+
+def test_several_threads_give_results_in_order_and_not_far_ahead() -> None:
+    source, threads = Source(), set()
+
+    def work(number: int) -> int:
+        threads.add(_thread.get_ident())
+        time.sleep(0.02 if number % 3 == 0 else 0.001)
+        return -number
+
+    found = abreast(work, source.items(60), 3)
+    assert next(found) == 0
+    time.sleep(0.2)
+    assert source.made <= 1 + 3 * DEPTH
+    assert list(found) == [-number for number in range(1, 60)]
+    assert len(threads) == 3 and _thread.get_ident() not in threads and source.is_closed
+
+
+def test_one_thread_is_the_callers() -> None:
+    source, threads = Source(), set()
+    assert list(abreast(lambda _: threads.add(_thread.get_ident()), source.items(5), 1)) == 5 * [None]
+    assert threads == {_thread.get_ident()} and source.made == 5
+
+
+@pytest.mark.parametrize("fails_at", [-1, 7])
+def test_an_error_of_the_work_or_of_an_item_ends_all_threads(fails_at: int) -> None:
+    running, source = [0], Source(fails_at)
+
+    def work(number: int) -> int:
+        running[0] += 1
+        try:
+            time.sleep(0.01)
+            if number == 7:
+                raise RasterError("damaged", "copy it again", "RASTER_READ")
+            return number
+        finally:
+            running[0] -= 1
+
+    with pytest.raises(RasterError):
+        list(abreast(work, source.items(10**9), 2))
+    assert running == [0] and source.made <= 8 + 2 * DEPTH
+
+
+def test_who_leaves_early_waits_for_what_is_worked_on() -> None:
+    done: list[int] = []
+
+    def work(number: int) -> int:
+        time.sleep(0.05)
+        done.append(number)
+        return number
+
+    found = abreast(work, Source().items(10**9), 2)
+    next(found)
+    found.close()
+    count = len(done)
+    time.sleep(0.2)
+    assert len(done) == count <= 1 + 2 * DEPTH

@@ -42,7 +42,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path: Path = tmp_path_factory.mktemp("model") / "forest ü.geopeft"
     bands = tuple(InputBand(name=name, mean=1500, std=900) for name in NAMES)
     spec = ModelSpec(backbone="scratch_unet", adapter="full", decoder="unet", bands=bands, num_classes=2, gsd_m=10,
-                     chip_size_px=64)  # fmt: skip
+                     chip_size_px=40)  # fmt: skip
     classes = (
         package.ClassInfo(value=1, name="Wasser ü", color="#0000ff", label="1"),
         package.ClassInfo(value=2, name="land", color="#00ff00", label="2"),

@@ -190,6 +190,7 @@ def test_a_move_of_the_extent_keeps_the_classifier(
 
     def counted(*given: Any) -> bytes:
         made.append(1)
+        assert len(given[0].ground) > 1000, "ground without labels has its say, as in fit"
         return real(*given)
 
     monkeypatch.setattr(preview, "fit_classical", counted)

@@ -1,9 +1,11 @@
 """Rasters mapped on a cluster: the same bytes as in one process, whatever dies, and nothing is left behind."""
 
+import functools
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +32,64 @@ def near() -> Iterator[Any]:
 
 
 @pytest.fixture
-def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def on_cluster(model: Path, near: Any) -> Callable[..., dict[str, Any]]:  # noqa: F811
+    """Maps rasters on the cluster."""
+    return functools.partial(run, model, scheduler=near.scheduler_address)
+
+
+@pytest.fixture
+def high(make_raster: MakeRaster, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A raster of five parts."""
     monkeypatch.setattr(parts, "PART_PX", 96 * parts.BLOCK_PX)
     monkeypatch.setattr(sharing, "FEWEST_ROWS", 2)
+    return make_raster(HIGH, "high.tif", names=NAMES)
+
+
+@dataclass
+class Noted:
+    """Numbers of the parts that are written in this process, and of those that are read for the map or mapped for it;
+    and the tasks whose answers have come, each followed by `on_answer`."""
+
+    written: list[int] = field(default_factory=list)
+    read: list[int] = field(default_factory=list)
+    mapped: list[int] = field(default_factory=list)
+    answered: list[str] = field(default_factory=list)
+    on_answer: Callable[[], object] = lambda: None
+
+    def clear(self) -> None:
+        for numbers in (self.written, self.read, self.mapped, self.answered):
+            numbers.clear()
+
+
+@pytest.fixture
+def noted(monkeypatch: pytest.MonkeyPatch) -> Noted:
+    """What happens in a test."""
+    found, store = Noted(), parts.PartStore
+    real_writing, real_rows, real_kept = store.writing, store.rows, sharing.map_one.__globals__["kept"]
+    real_took = sharing._Sharing.took
+
+    def writing(self: Any, part: Any) -> Any:
+        found.written.append(part.number)
+        return real_writing(self, part)
+
+    def rows(self: Any, part: Any) -> Any:
+        found.read.append(part.number)
+        return real_rows(self, part)
+
+    def kept(store: Any, run: Any, *rest: Any) -> Any:
+        found.mapped.extend(part.number for part in run)
+        return real_kept(store, run, *rest)
+
+    def took(self: Any, answer: Any) -> None:
+        found.answered.append(answer.order["task"])
+        real_took(self, answer)
+        found.on_answer()
+
+    monkeypatch.setattr(store, "writing", writing)
+    monkeypatch.setattr(store, "rows", rows)
+    monkeypatch.setattr(sharing._Sharing, "took", took)
+    monkeypatch.setitem(sharing.map_one.__globals__, "kept", kept)
+    return found
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -69,93 +126,53 @@ def test_a_killed_worker_changes_no_byte_of_the_maps(model: Path, make_raster: M
     assert [message for message in heard.messages if "shared out to 2 worker processes" in message]
 
 
-@pytest.mark.usefixtures("small_parts")
 def test_one_large_raster_is_shared_in_runs_of_parts_and_each_part_is_read_once(
     model: Path,  # noqa: F811
-    near: Any,
-    make_raster: MakeRaster,
+    on_cluster: Callable[..., dict[str, Any]],
+    high: Path,
+    noted: Noted,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    raster, asked = make_raster(HIGH, names=NAMES), list[str]()
     fields: dict[str, Any] = {"confidence": True, "polygons": True, "unknown_below": 55}
-    run(model, [raster], tmp_path / "alone", **fields)
-    written, read, mapped = list[int](), list[int](), list[int]()
-    _note(monkeypatch, written, read, mapped)
+    run(model, [high], tmp_path / "alone", **fields)
+    noted.clear()
     heard = Heard()
     monkeypatch.chdir(tmp_path)
-    real = sharing._Sharing.took
-
-    def took(self: Any, answer: Any) -> None:
-        asked.append(answer.order["task"])
-        real(self, answer)
-
-    monkeypatch.setattr(sharing._Sharing, "took", took)
-    outputs = run(model, [Path(raster.name)], Path("shared"), heard, scheduler=near.scheduler_address, **fields)
+    outputs = on_cluster([Path(high.name)], Path("shared"), heard, **fields)
+    asked = noted.answered
     assert sorted(asked)[0] == "map" and asked[-1] == "map" and len(asked) >= 4
-    assert sorted(written) == read == list(range(5)) and mapped == []
+    assert sorted(noted.written) == noted.read == list(range(5)) and noted.mapped == []
     own, other = files_of(tmp_path / "shared"), files_of(tmp_path / "alone")
     # A GeoPackage holds the hour at which it was written.
     names = [name for name in own if not name.endswith(".gpkg")]
     assert own.keys() == other.keys() and len(names) == 2
     assert [own[name] for name in names] == [other[name] for name in names]
     (entry,) = outputs["rasters"]
-    assert (entry["raster"], entry["class_raster"]) == (raster.name, "shared/raster_map.tif")
+    assert (entry["raster"], entry["class_raster"]) == (high.name, "shared/high_map.tif")
     assert not [m for m in heard.messages if "mapped before" in m]
     assert len(heard.messages) == len(set(heard.messages))
 
 
-def _note(monkeypatch: pytest.MonkeyPatch, written: list[int], read: list[int], mapped: list[int]) -> None:
-    """Notes the numbers of parts that are written, and of those that are read for the map or mapped for it."""
-    store = parts.PartStore
-    real_writing, real_rows, real_kept = store.writing, store.rows, sharing.map_one.__globals__["kept"]
-
-    def writing(self: Any, part: Any) -> Any:
-        written.append(part.number)
-        return real_writing(self, part)
-
-    def rows(self: Any, part: Any) -> Any:
-        read.append(part.number)
-        return real_rows(self, part)
-
-    def kept(store: Any, run: Any, *rest: Any) -> Any:
-        mapped.extend(part.number for part in run)
-        return real_kept(store, run, *rest)
-
-    monkeypatch.setattr(store, "writing", writing)
-    monkeypatch.setattr(store, "rows", rows)
-    monkeypatch.setitem(sharing.map_one.__globals__, "kept", kept)
-
-
-@pytest.mark.usefixtures("small_parts")
 def test_a_canceled_job_leaves_no_map_and_no_folder_of_tasks_and_goes_on(
     model: Path,  # noqa: F811
-    near: Any,
-    make_raster: MakeRaster,
+    on_cluster: Callable[..., dict[str, Any]],
+    high: Path,
+    noted: Noted,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    raster, out = make_raster(HIGH, names=NAMES), tmp_path / "maps"
-    job = tmp_path / "job"
+    out, job = tmp_path / "maps", tmp_path / "job"
     job.mkdir()
-    real = sharing._Sharing.took
-
-    def took(self: Any, answer: Any) -> None:
-        real(self, answer)
-        (job / "cancel").touch()
-
-    monkeypatch.setattr(sharing._Sharing, "took", took)
+    noted.on_answer = (job / "cancel").touch
     with pytest.raises(Canceled):
-        run(model, [raster], out, Heard(job), scheduler=near.scheduler_address)
+        on_cluster([high], out, Heard(job))
     assert not [path for path in out.iterdir() if path.suffix == ".tif" or ".tasks" in path.name]
     kept = list(out.rglob("*.zip"))
     assert kept
-    monkeypatch.setattr(sharing._Sharing, "took", real)
-    written, read, mapped = list[int](), list[int](), list[int]()
-    _note(monkeypatch, written, read, mapped)
-    run(model, [raster], out, scheduler=near.scheduler_address)
-    assert len(written) <= 5 - len(kept) and read == list(range(5))
-    run(model, [raster], tmp_path / "alone")
+    noted.clear()
+    on_cluster([high], out)
+    assert len(noted.written) <= 5 - len(kept) and noted.read == list(range(5))
+    run(model, [high], tmp_path / "alone")
     assert files_of(out) == files_of(tmp_path / "alone")
 
 
@@ -191,15 +208,14 @@ def test_files_that_a_worker_does_not_see_are_named(
         assert not [path for path in (tmp_path / "maps").iterdir() if path.suffix == ".tif"]
 
 
-@pytest.mark.usefixtures("small_parts")
 def test_a_raster_whose_run_fails_is_left_out_and_the_others_are_mapped(
-    model: Path,  # noqa: F811
-    near: Any,
+    on_cluster: Callable[..., dict[str, Any]],
+    high: Path,
     make_raster: MakeRaster,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    rasters = [make_raster(HIGH, "a.tif", names=NAMES), make_raster(VALUES, "b.tif", names=NAMES)]
+    low = make_raster(VALUES, "low.tif", names=NAMES)
     real = sharing.map_parts
 
     def fails(runtime: Any, order: Any, *rest: Any) -> None:
@@ -208,8 +224,8 @@ def test_a_raster_whose_run_fails_is_left_out_and_the_others_are_mapped(
         real(runtime, order, *rest)
 
     monkeypatch.setattr(sharing, "map_parts", fails)
-    outputs = run(model, rasters, tmp_path / "maps", scheduler=near.scheduler_address)
-    assert [entry["raster"] for entry in outputs["rasters"]] == [str(rasters[1])]
+    outputs = on_cluster([high, low], tmp_path / "maps")
+    assert [entry["raster"] for entry in outputs["rasters"]] == [str(low)]
     (failure,) = outputs["failures"]
-    assert (failure["raster"], failure["code"]) == (str(rasters[0]), "RASTER_READ")
-    assert not [path for path in (tmp_path / "maps").iterdir() if path.name.startswith("a")]
+    assert (failure["raster"], failure["code"]) == (str(high), "RASTER_READ")
+    assert not [path for path in (tmp_path / "maps").iterdir() if path.name.startswith("high")]

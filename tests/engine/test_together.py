@@ -22,6 +22,7 @@ from geopeft.errors import DeviceError, JobError
 from geopeft.events import Reporter
 from geopeft.job import FitJob, parse
 from geopeft.models import build
+from geopeft.models.adapters.full import Full
 from geopeft.models.spec import InputBand, ModelSpec
 from geopeft.training import learning, trainer
 from geopeft.training.together import joined
@@ -125,27 +126,38 @@ class Sampler:
         return Batch(values, np.ones(noise.shape, bool), (values.mean(1) + noise > 0).astype(np.uint8))
 
 
-def trained() -> dict[str, np.ndarray]:
+class Still(Full):
+    """Full tuning in which the batch statistics stay as they are."""
+
+    trains_statistics = False
+
+
+def trained(adapter: str = "lora", *, learns_statistics: bool = True) -> dict[str, np.ndarray]:
     """What a training of a few steps makes of the model in the box."""
     torch.manual_seed(0)
     bands = tuple(InputBand(name=str(um), wavelength_um=um) for um in (0.49, 0.56, 0.665, 0.842))
-    fields: dict[str, Any] = {"backbone": "geopeft_small", "adapter": "lora", "decoder": "linear", "bands": bands}
+    fields: dict[str, Any] = {"backbone": "geopeft_small", "adapter": adapter, "decoder": "linear", "bands": bands}
     model = build(ModelSpec(**fields, num_classes=2, gsd_m=10, chip_size_px=32))
+    if not learns_statistics:
+        model.adapter = Still()
     Trainer(model, Sampler(), (), Reporter(), False).train(6)
     return {name: value.double().numpy() for name, value in model.trainable_state().items()}
 
 
 def test_two_processes_give_the_weights_of_one_and_one_speaks(job: FitJob, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
-    one, port = trained(), free_port()
+    one, full, port = trained(), trained("full", learns_statistics=False), free_port()
     with process(1, port, FOLLOWER, *options(job), "--events") as follower:
         for name, value in team(0, port).items():
             monkeypatch.setenv(name, value)
         with joined("cpu"):
-            two = trained()
+            two, full_of_two = trained(), trained("full")
         assert follower.communicate(timeout=300)[0] == ""
         assert follower.returncode == 0
     assert max(float(np.abs(value).max()) for name, value in one.items() if ".lora_B" in name) > 1e-3, "it has learned"
+    assert any("running_mean" in name for name in full), "a network whose batches have statistics"
+    for name in full:
+        assert np.linalg.norm(full_of_two[name] - full[name]) <= 2e-3 * np.linalg.norm(full[name]), name
     # The first steps of Adam are as long for a gradient that is nothing but rounding as for any other.
     for name in one:
         assert np.linalg.norm(two[name] - one[name]) <= 2e-3 * np.linalg.norm(one[name]), name
@@ -160,10 +172,11 @@ def test_a_follower_that_dies_ends_the_training(job: FitJob, monkeypatch: pytest
             monkeypatch.setenv(name, value)
         reporter = Reporter()
         with pytest.raises(JobError) as caught:
-            fit.run(job, reporter)
+            fit.run(job.model_copy(update={"adapter": "full"}), reporter)
         assert follower.wait(timeout=300) == 9
     assert (caught.value.code, caught.value.message) == ("PROCESS_LOST", SENTENCE)
     assert "Trains on 2 processes, each with its part of every batch of 3 chips." in reporter.messages
+    assert any("batch statistics stay as they are" in text for text in reporter.messages)
     assert not Path(job.out + ".geopeft").exists()
 
 

@@ -13,10 +13,11 @@ import torch
 
 from geopeft import __version__, package
 from geopeft.applicability import Applicability
-from geopeft.averaging.parts import mean_blend, mean_classical, union_memory, union_seen
+from geopeft.averaging.parts import joint_blend, mean_classical, union_memory, union_seen
 from geopeft.averaging.site import Site, refuse_misfits
 from geopeft.errors import JobError
 from geopeft.events import Reporter
+from geopeft.evidence import Evidence, joint
 from geopeft.job import AverageJob
 from geopeft.models.adapters.mean import Mean, mean_of
 from geopeft.report.origin import environment, job_record
@@ -112,7 +113,11 @@ def _say(sites: Sequence[Site], network: Mean, reporter: Reporter) -> None:
             f"The parts of the adapter '{spec.adapter}' multiply each other: their mean is close to the mean of what "
             "they do only where the models have moved little from their common start."
         )
-    reporter.message("Shares and temperatures of the blend are the means of the models'.")
+    reporter.message(
+        "The blend is the one that the held-out labels of all models find likeliest together."
+        if _judged(sites)
+        else "Shares and temperatures of the blend are the means of the models'."
+    )
     reporter.warn(NOT_MEASURED)
 
 
@@ -140,7 +145,16 @@ def _to_go_on(sites: Sequence[Site], weights: Sequence[float], reporter: Reporte
         return None
     begun = mean_of([site.begun for site in sites], weights)
     arrays = kept_arrays({name: torch.from_numpy(array) for name, array in begun.arrays.items()})
-    return union_memory(memories).arrays() | (arrays or {})
+    judged = _judged(sites)
+    together = joint(judged, weights).arrays() if judged else {}
+    return union_memory(memories).arrays() | together | (arrays or {})
+
+
+def _judged(sites: Sequence[Site]) -> list[Evidence]:
+    """What the labels of each have found of its blend; nothing where one does not say, or is no blend."""
+    found = [site.start.evidence for site in sites if 0 < site.manifest.blend.network < 1]
+    known = [one for one in found if one is not None]
+    return known if len(known) == len(sites) else []
 
 
 def _manifest(
@@ -165,7 +179,7 @@ def _manifest(
             "engine_version": __version__,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "name": out.stem,
-            "blend": mean_blend([site.manifest.blend for site in sites], weights),
+            "blend": joint_blend([site.manifest.blend for site in sites], _judged(sites), weights),
             "outside_beyond": round(seen.threshold, 5) if seen is not None else None,
             "assumptions": tuple(reporter.messages),
             "warnings": (*reporter.warnings, *dict.fromkeys(warnings)),

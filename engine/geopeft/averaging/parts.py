@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -11,19 +11,24 @@ from onnx import helper, numpy_helper
 from geopeft.applicability import MOST_POINTS, Applicability, mean_distance
 from geopeft.classical import Classical
 from geopeft.data.memory import Memory
+from geopeft.evidence import Evidence, joint
 from geopeft.forest import ABSENT
+from geopeft.models.spec import SHARPNESS_RANGE
+from geopeft.objective import likeliest_blend
 from geopeft.package import Blend
 
 # Trees of the average: each model gives its share of them, and its trees count as much as all that it has.
 MOST_TREES = 256
 _TREE, _TARGET_TREE = "nodes_treeids", "target_treeids"
+_TARGETS = (_TARGET_TREE, "target_nodeids", "target_ids", "target_weights")
 
 
 def mean_classical(parts: Sequence[Classical], orders: Sequence[np.ndarray], weights: Sequence[float]) -> bytes:
     """The graph whose trees are those of all, and whose linear model has the mean of their logits.
 
-    The mean of the trees' probabilities is exact. The linear models' probabilities have no mean within one linear
-    model; the mean of the logits is that of their logarithms. All must have the same features.
+    The mean of the trees' probabilities is exact; a class of which a model has had no pixel is to its trees as likely
+    as any other, everywhere, so that they do not vote against it. The linear models' probabilities have no mean within
+    one linear model; the mean of the logits is that of their logarithms. All must have the same features.
 
     Args:
         orders: for each part, its own number of each class of the mean.
@@ -38,7 +43,8 @@ def mean_classical(parts: Sequence[Classical], orders: Sequence[np.ndarray], wei
     mixed = _mean_linear([(own[0][:, o], own[1][o]) for own, o in zip(constants, orders, strict=True)], linear)
     shares = (np.array([value], np.float32) for value in (sum(forest), sum(linear)))
     result = protos[0]
-    trees = _union(nodes, orders, [share / whole for share in forest])
+    known = np.array([own[1][o] > ABSENT for own, o in zip(constants, orders, strict=True)])
+    trees = _union(nodes, orders, [share / whole for share in forest], known.any(0) & ~known)
     names = [tensor.name for tensor in result.graph.initializer]
     del result.graph.initializer[:]
     for name, array in zip(names, (*mixed, *shares), strict=True):
@@ -66,11 +72,17 @@ def _mean_linear(
     return mean[:-1], mean[-1]
 
 
-def _union(nodes: Sequence[onnx.NodeProto], orders: Sequence[np.ndarray], shares: Sequence[float]) -> onnx.NodeProto:
-    """One operator with the trees of all, each model's scaled to its share."""
+def _union(
+    nodes: Sequence[onnx.NodeProto], orders: Sequence[np.ndarray], shares: Sequence[float], lacking: np.ndarray
+) -> onnx.NodeProto:
+    """One operator with the trees of all, each model's scaled to its share.
+
+    Args:
+        lacking: (models, K) bool, which classes of the mean a model has never seen.
+    """
     tables: dict[str, list[np.ndarray]] = {}
     before = 0
-    for node, order, share in zip(nodes, orders, shares, strict=True):
+    for node, order, share, missing in zip(nodes, orders, shares, lacking, strict=True):
         own = {a.name: np.array(helper.get_attribute_value(a)) for a in node.attribute if a.name != "n_targets"}
         count = int(own[_TREE].max()) + 1
         kept = min(count, max(1, MOST_TREES // len(nodes)))
@@ -78,6 +90,7 @@ def _union(nodes: Sequence[onnx.NodeProto], orders: Sequence[np.ndarray], shares
         place[order] = np.arange(len(order))
         own["target_ids"] = place[own["target_ids"]]
         own["target_weights"] = own["target_weights"] * (share * count / kept)
+        own |= _with_unseen({name: own[name] for name in _TARGETS}, np.flatnonzero(missing), len(order))
         for name, array in own.items():
             there = own[_TARGET_TREE if name.startswith("target_") else _TREE] < kept
             tables.setdefault(name, []).append(array[there] + (before if name.endswith("_treeids") else 0)
@@ -93,6 +106,36 @@ def _union(nodes: Sequence[onnx.NodeProto], orders: Sequence[np.ndarray], shares
         n_targets=len(orders[0]),
         **joined,
     )
+
+
+def _with_unseen(targets: Mapping[str, np.ndarray], classes: np.ndarray, num_classes: int) -> dict[str, np.ndarray]:
+    """What leaves say, with the same part of each for every class that the trees have never seen."""
+    if not len(classes):
+        return dict(targets)
+    tree, node, target, weight = (targets[name] for name in _TARGETS)
+    leaves, leaf = np.unique(np.stack([tree, node], 1), axis=0, return_inverse=True)
+    more = (
+        np.repeat(leaves[:, 0], len(classes)),
+        np.repeat(leaves[:, 1], len(classes)),
+        np.tile(classes, len(leaves)),
+        np.repeat(np.bincount(leaf.ravel(), weight) / num_classes, len(classes)),
+    )
+    own = (tree, node, target, weight * (1 - len(classes) / num_classes))
+    return {name: np.concatenate(pair) for name, *pair in zip(_TARGETS, own, more, strict=True)}
+
+
+def joint_blend(blends: Sequence[Blend], judged: Sequence[Evidence], weights: Sequence[float]) -> Blend:
+    """Share and temperature that the held-out labels of all models find likeliest together; the mean's where it is not
+    known what they have found. The sharpness changes with the temperature: how sure the network is in a map goes by the
+    ratio of both, which each model's labels have confirmed."""
+    mean = mean_blend(blends, weights)
+    if not judged:
+        return mean
+    whole = joint(judged, weights)
+    share, temperature = likeliest_blend(whole.whole, whole.prior)
+    sharpness = float(np.clip(mean.sharpness * temperature / mean.temperature, *SHARPNESS_RANGE))
+    found = {"network": round(share, 4), "temperature": temperature, "sharpness": round(sharpness, 4)}
+    return mean.model_copy(update=found)
 
 
 def mean_blend(blends: Sequence[Blend], weights: Sequence[float]) -> Blend:

@@ -28,9 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from geopeft import __version__, devices
-from geopeft.cluster.tasks import INSTALL, LOOK_S, Order, Work, do, other_version, unknown
+from geopeft.cluster.tasks import INSTALL, LOOK_S, PART, Order, Work, do, other_version
 from geopeft.devices import cores
-from geopeft.errors import Canceled, DeviceError, GeopeftError, JobError
+from geopeft.errors import Canceled, DeviceError, GeopeftError, JobError, unknown_error
 from geopeft.events import Level, Reporter
 from geopeft.watched import watched
 
@@ -341,4 +341,4 @@ class Cluster:
             )
             return Answer(order, error=killed)
         traceback.print_exception(error, file=sys.stderr)
-        return Answer(order, error=unknown(error))
+        return Answer(order, error=unknown_error(error, PART))

@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from geopeft import __version__
-from geopeft.errors import Canceled, GeopeftError, JobError, is_out_of_memory, out_of_memory
+from geopeft.errors import Canceled, GeopeftError, JobError, unknown_error
 from geopeft.events import Level, Reporter
 
 LOOK_S, TELL_S = 0.2, 1.0
+# What a worker has of a job, in an error's sentence.
+PART = "part of the work"
 INSTALL = 'Run the job in an environment of your own, made with: pip install "./engine[cluster]".'
 
 Order = Mapping[str, Any]
@@ -44,18 +46,10 @@ def do(work: Work, order: Order, version: str) -> dict[str, Any]:
     except Canceled:
         told["canceled"] = True
     except Exception as error:
-        known = error if isinstance(error, GeopeftError) else unknown(error)
+        known = error if isinstance(error, GeopeftError) else unknown_error(error, PART)
         told["error"] = (known.message, known.hint, known.code)
         told["trace"] = traceback.format_exc() if known is not error else ""
     return {**told, "said": tuple(reporter.said)}
-
-
-def unknown(error: BaseException) -> GeopeftError:
-    """What is told of an error that is no sentence."""
-    if is_out_of_memory(error):
-        return out_of_memory("part of the work")
-    what = f"A worker met an error that the engine does not know ({type(error).__name__}: {error})."
-    return GeopeftError(what, "The details are in the log; please report them.")
 
 
 def other_version(worker: str, what: str, own: str) -> JobError:

@@ -7,12 +7,11 @@ beside the user's file, and Python inside a VRT never runs.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -32,12 +31,12 @@ from geopeft.data.bands import Band as Band
 from geopeft.data.bands import BandFacts, is_not_spectral, name_bands
 from geopeft.data.holes import Holes
 from geopeft.data.radar import is_power, is_radar, to_decibels
-from geopeft.data.raster_sources import HTTP_OPTIONS, archive_of, check_source, check_vrt, identity, is_plain, is_remote
+from geopeft.data.raster_sources import HTTP_OPTIONS, check_source, check_vrt, identity, is_plain, is_remote, url_of
+from geopeft.data.raster_states import content_of, fingerprint, own_files, remote_files
 from geopeft.errors import GeopeftError, RasterError, is_out_of_memory, out_of_memory
 
 MAX_PIXELS = 10**12
 HUGE = 1e38  # the customary nodata of 32-bit floats, in whatever rounding it was written
-HEADER_BYTES = 1 << 16
 # A band that has no data on this part of the pixels where all others have it is left out.
 MAY_LACK = 0.05
 
@@ -62,7 +61,7 @@ class RasterInfo:
         nodatas: nodata value of each data band.
         masked: for each data band, whether the file has a mask for it.
         alpha: number of the alpha band, 0 where there is none.
-        files: the files that the fingerprint covers.
+        files, remote_files: the files that the fingerprint covers.
         dtypes: data type of each data band.
         power: numbers of the radar bands whose linear power is read as decibels.
     """
@@ -84,6 +83,7 @@ class RasterInfo:
     masked: tuple[bool, ...] = field(repr=False)
     alpha: int = 0
     files: tuple[str, ...] = field(default=(), repr=False)
+    remote_files: tuple[str, ...] = field(default=(), repr=False)
     dtypes: tuple[str, ...] = field(default=(), repr=False)
     power: tuple[int, ...] = field(default=(), repr=False)
 
@@ -144,11 +144,13 @@ def describe(path: str, *, classes: bool = False) -> RasterInfo:
             RASTER_TOO_BIG, RASTER_DTYPE, RASTER_PALETTE, RASTER_SUBDATASETS, RASTER_EMPTY, RASTER_READ or
             PATH_ENCODING.
     """
-    remote_state = _remote_state(path)
+    _check_path(path)
+    # Asked before GDAL, which waits longer for a server and says less.
+    known = {path: _first_state(path)} if is_remote(path) else {}
     with open_dataset(path, sidecars=True) as dataset, gdal_env(sidecars=True, remote=is_remote(path)):
         try:
             _refuse_unusable(path, dataset, classes=classes)
-            info = _info(path, dataset, remote_state)
+            info = _info(path, dataset, known)
         except (RasterioError, CPLE_BaseError) as error:  # a header that opens but makes no sense
             raise _cannot_open(path, error) from error
         _probe(info, dataset)
@@ -177,9 +179,33 @@ def open_dataset(path: str, *, sidecars: bool = False) -> Iterator[Any]:
 
 
 def _remote_state(path: str) -> str:
-    """What the server says of a remote raster; asked before GDAL, which waits longer and says less."""
-    _check_path(path)
-    return identity(path) if is_remote(path) else ""
+    """What a server says of a remote raster, or what a raster in a store holds.
+
+    Raises:
+        RasterError: RASTER_REMOTE.
+    """
+    if url_of(path):
+        return identity(path)
+    _forget(path)
+    with open_dataset(path, sidecars=True) as dataset, gdal_env(sidecars=True, remote=True):
+        try:
+            return content_of(dataset)
+        except (RasterioError, CPLE_BaseError) as error:
+            raise _cannot_open(path, error) from error
+
+
+def _first_state(path: str) -> str:
+    """As `_remote_state`; what GDAL reads from then on is of this state."""
+    state = _remote_state(path)
+    if url_of(path):
+        _forget(path)
+    return state
+
+
+def _forget(path: str) -> None:
+    """Makes GDAL drop what it keeps of a remote file as long as the process lives, whatever becomes of the file."""
+    with suppress(RasterError), rasterio.Env(CPL_VSIL_CURL_NON_CACHED="/vsi"), open_dataset(path):
+        pass
 
 
 def still_same(info: RasterInfo) -> None:
@@ -188,10 +214,10 @@ def still_same(info: RasterInfo) -> None:
     A server that has gone by then does not count: all that was needed of its file has been read.
     """
     try:
-        remote_state = _remote_state(info.path) if is_remote(info.path) else ""
+        states = [_remote_state(name) for name in info.remote_files]
     except RasterError:
         return
-    if _fingerprint(info.files, remote_state) != info.fingerprint:
+    if fingerprint(info.files, states) != info.fingerprint:
         raise RasterError(
             f"{info.path} was changed while the job ran, so the result would mix two rasters.",
             "Run the job again when nothing writes to the raster.",
@@ -470,7 +496,9 @@ def _refuse_unplaced(path: str, dataset: Any) -> None:
         )
 
 
-def _info(path: str, dataset: Any, remote_state: str) -> RasterInfo:
+def _info(path: str, dataset: Any, known: Mapping[str, str]) -> RasterInfo:
+    files, remote = own_files(path, dataset), remote_files(path, dataset)
+    states = [known.get(name) or _first_state(name) for name in remote]
     tags = _tags(dataset, 0)
     facts = [
         BandFacts(
@@ -486,7 +514,6 @@ def _info(path: str, dataset: Any, remote_state: str) -> RasterInfo:
     facts = [fact for fact in facts if fact.index != alpha]
     at = [fact.index - 1 for fact in facts]
     geobox = GeoBox((dataset.height, dataset.width), dataset.transform, dataset.crs.to_wkt())
-    files = _own_files(path, dataset)
     return RasterInfo(
         path=path,
         driver=dataset.driver,
@@ -500,11 +527,12 @@ def _info(path: str, dataset: Any, remote_state: str) -> RasterInfo:
         scales=tuple(float(dataset.scales[i]) for i in at),
         offsets=tuple(float(dataset.offsets[i]) for i in at),
         tags=tags,
-        fingerprint=_fingerprint(files, remote_state),
+        fingerprint=fingerprint(files, states),
         nodatas=tuple(dataset.nodatavals[i] for i in at),
         masked=tuple(_has_own_mask(dataset.mask_flag_enums[i]) for i in at),
         alpha=alpha,
         files=files,
+        remote_files=remote,
         dtypes=tuple(dataset.dtypes[i] for i in at),
     )
 
@@ -628,26 +656,6 @@ def _power_bands(info: RasterInfo, dataset: Any) -> tuple[int, ...]:
 
 def _inside(info: RasterInfo, row: int, col: int, side: int) -> Window:
     return Window(col, row, min(side, info.width - col), min(side, info.height - row))
-
-
-def _own_files(path: str, dataset: Any) -> tuple[str, ...]:
-    """The files whose change changes the pixels; of a VRT also its sources (the first 256)."""
-    files = [name for name in [path, archive_of(path), *dataset.files] if os.path.isfile(name)]
-    kept = [name for name in dict.fromkeys(files) if not name.lower().endswith((".aux.xml", ".ovr"))]
-    return tuple(kept[:256])
-
-
-def _fingerprint(files: Sequence[str], remote_state: str) -> str:
-    """Size, time of change and a hash of the first bytes, of each file; of a remote one what its server says."""
-    digest = hashlib.sha256(remote_state.encode())
-    for name in files:
-        try:
-            stat = os.stat(name)
-            with open(name, "rb") as file:
-                digest.update(f"{stat.st_size} {stat.st_mtime_ns} ".encode() + file.read(HEADER_BYTES))
-        except OSError:
-            digest.update(b"gone")
-    return digest.hexdigest()
 
 
 def _sample(info: RasterInfo, indexes: Sequence[int], side_count: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:

@@ -19,8 +19,7 @@ from geopeft.data.normalize import OUTLIER
 from geopeft.data.raster import RasterInfo, open_raster
 from geopeft.errors import RasterError
 from geopeft.events import Reporter
-from geopeft.mapping.strips import BATCH
-from geopeft.mapping.windows import blend_weights, window_starts
+from geopeft.mapping.strips import Batch, Blend, Seen, Strip, axes_of
 from geopeft.models.spec import InputBand
 from geopeft.runtime import Runtime
 
@@ -155,30 +154,24 @@ def _mapped(
     teacher: Runtime, source: Source, window: Window, values: np.ndarray, valid: np.ndarray, reporter: Reporter
 ) -> np.ndarray:
     """(K, h, w) probabilities of the teacher, blended over its windows as in a map."""
-    shape = valid.shape
-    size = [min(teacher.window_px, length) for length in shape]
-    starts = [window_starts(n, s, teacher.overlap_px) for n, s in zip(shape, size, strict=True)]
-    corners = [(row, col) for row in starts[0] for col in starts[1]]
-    total = np.zeros((teacher.manifest.spec.num_classes, *shape), np.float32)
-    weight = np.zeros(shape, np.float32)
+    rows, columns = axes_of(teacher, valid.shape)
+    blend = Blend(rows, columns, teacher.manifest.spec.num_classes, 0, 0, rows.length)
+    mixed = np.zeros((teacher.manifest.spec.num_classes, *valid.shape), np.float32)
     chronicle = teacher.chronicle_of(source.info, source.bands, Reporter())
-    for begin in range(0, len(corners), BATCH):
-        reporter.check_canceled()
-        batch = corners[begin : begin + BATCH]
-        cuts = [(slice(row, row + size[0]), slice(col, col + size[1])) for row, col in batch]
-        places = [(0, int(window.row_off) + row, int(window.col_off) + col) for row, col in batch]
-        taken = chronicle.of(places, *size) if chronicle is not None else None
-        chips = np.stack([values[(slice(None), *cut)] for cut in cuts])
-        said, _ = teacher.look(chips, np.stack([valid[cut] for cut in cuts]), (), taken)
-        for (row, col), cut, chip in zip(batch, cuts, said, strict=True):
-            rows, cols = (
-                blend_weights(size[axis], teacher.overlap_px, at == 0, at == starts[axis][-1])
-                for axis, at in enumerate((row, col))
-            )
-            blend = rows[:, None] * cols
-            total[(slice(None), *cut)] += chip * blend
-            weight[cut] += blend
-    mixed: np.ndarray = total / np.maximum(weight, 1e-12)
+    size = rows.window_px, columns.window_px
+    for row, top in enumerate(rows.starts):
+        for begin in range(0, len(columns), teacher.batch):
+            reporter.check_canceled()
+            lefts = columns.starts[begin : begin + teacher.batch]
+            cuts = [(slice(top, top + size[0]), slice(left, left + size[1])) for left in lefts]
+            places = [(0, int(window.row_off) + top, int(window.col_off) + left) for left in lefts]
+            chips, there = np.stack([values[:, *cut] for cut in cuts]), np.stack([valid[cut] for cut in cuts])
+            said, _ = teacher.look(chips, there, (), chronicle.of(places, *size) if chronicle is not None else None)
+            until = begin + len(lefts)
+            for found in blend.add(Seen(Batch(row, tuple(range(begin, until)), chips, there, until), said, [])):
+                if isinstance(found, Strip):
+                    height, width = found.mapped.shape
+                    mixed[:, found.row : found.row + height, found.col : found.col + width] = found.probabilities
     return mixed
 
 

@@ -1,4 +1,5 @@
-"""Steps that run beside each other: an iterator that is worked off ahead, and one whose items are consumed behind.
+"""Steps that run beside each other: an iterator that is worked off ahead, one whose items are worked on abreast, and
+one whose items are consumed behind.
 
 The queues between them are short, so that memory stays bounded; an error on one side ends the other, and is raised in
 the thread that called. Threads are begun as in `watched`, for its reason.
@@ -8,9 +9,10 @@ from __future__ import annotations
 
 import _thread
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from queue import Empty, Full, Queue
+from queue import Empty, Full, Queue, SimpleQueue
+from threading import Semaphore
 from typing import Generic, TypeVar
 
 from geopeft.watched import BEGIN_S, LOOK_S
@@ -122,6 +124,69 @@ def ahead(items: Generator[T, None, None]) -> Iterator[Iterator[T]]:
     finally:
         line.dropped = True
         aside.wait(LEAVE_S)
+
+
+def abreast(work: Callable[[T], R], items: Iterator[T], threads: int) -> Generator[R, None, None]:
+    """Work on every item, in so many threads beside each other; the results in the order of the items.
+
+    Each thread is ahead of what is taken by two items at most; an error of any item is raised at once. Where it is one
+    thread, it is the caller's.
+    """
+    if threads < 2:
+        yield from map(work, items)
+        return
+    taking, room, numbered = _thread.allocate_lock(), Semaphore(DEPTH * threads), enumerate(items)
+    done: SimpleQueue[tuple[int, R] | BaseException | None] = SimpleQueue()
+    dropped: list[bool] = []
+
+    def drain() -> None:
+        try:
+            while not dropped:
+                if room.acquire(timeout=LOOK_S):
+                    with taking:
+                        number, item = next(numbered)
+                    done.put((number, work(item)))
+        except StopIteration:
+            pass
+        except BaseException as error:
+            done.put(error)
+        finally:
+            done.put(None)
+
+    asides = [_Aside(drain) for _ in range(threads)]
+    try:
+        for result in _in_order(done, asides):
+            room.release()
+            yield result
+    finally:
+        dropped.append(True)
+        for aside in asides:
+            aside.wait()
+
+
+def _in_order(
+    done: SimpleQueue[tuple[int, R] | BaseException | None], asides: Sequence[_Aside]
+) -> Generator[R, None, None]:
+    """The numbered results by their numbers, until every thread has told that it has ended."""
+    early: dict[int, R] = {}
+    wanted, running = 0, len(asides)
+    while running:
+        try:
+            found = done.get(timeout=LOOK_S)
+        except Empty:
+            # One that never began tells nothing.
+            if all(aside.ended for aside in asides) and done.empty():
+                raise _Dropped from None
+            continue
+        if isinstance(found, BaseException):
+            raise found
+        if found is None:
+            running -= 1
+            continue
+        early[found[0]] = found[1]
+        while wanted in early:
+            yield early.pop(wanted)
+            wanted += 1
 
 
 def behind(items: Generator[T, None, None], consume: Callable[[Iterator[T]], R]) -> R:

@@ -17,9 +17,9 @@ from geopeft.data.acquisition import Chronicle
 from geopeft.data.raster import RasterInfo, RasterReader, open_raster
 from geopeft.events import Reporter
 from geopeft.mapper import Mapper
+from geopeft.mapping.pipeline import abreast
 from geopeft.mapping.windows import Axis
 
-BATCH = 4
 Wanted: TypeAlias = Callable[[Window], bool]
 
 
@@ -124,6 +124,11 @@ class Mapping:
         asked = [self._asked(batch.row, column) for column in batch.columns] if self.every_px else []
         return Seen(batch, *self.runtime.look(batch.values, batch.valid, asked, taken))
 
+    def looked_at(self, batches: Iterator[Batch]) -> Generator[Seen, None, None]:
+        """What the model says of each, in their order; several are looked at beside each other, in other threads."""
+        with self.runtime.abreast() as threads:
+            yield from abreast(self.look, batches, threads)
+
     def blend(self, first: int, last: int) -> Blend:
         """What brings the windows that touch the rows from `first` to before `last` together."""
         return Blend(self.rows, self.columns, self.classes, self.every_px, first, last)
@@ -139,7 +144,7 @@ class Mapping:
             before = _read_on(reader, window, before)
             if before.valid.any():
                 chips.append((column, before.values, before.valid))
-            if len(chips) == BATCH and column + 1 < len(self.columns):
+            if len(chips) == self.runtime.batch and column + 1 < len(self.columns):
                 yield self._batch(row, chips, column + 1)
                 chips = []
         yield self._batch(row, chips, len(self.columns))
@@ -166,7 +171,7 @@ class Mapping:
 
 def axes_of(runtime: Mapper, shape: tuple[int, int]) -> tuple[Axis, Axis]:
     """The windows along the rows and columns of a raster of this shape."""
-    rows, columns = (Axis.of(length, runtime.window_px, runtime.overlap_px) for length in shape)
+    rows, columns = (Axis.of(length, runtime.window_px, runtime.overlap_px, runtime.grain_px) for length in shape)
     return rows, columns
 
 

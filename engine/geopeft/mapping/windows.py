@@ -7,6 +7,48 @@ from functools import cached_property
 
 import numpy as np
 
+# A convolutional network is cheapest in windows of this side: the maps of wider ones leave the processor's cache.
+WIDE_PX = 320
+# Of tokens along a side; with more of them, attention takes more time than the overlaps of smaller windows.
+MOST_TOKENS = 32
+# At most what is looked at twice, which is as much as others take of windows of 224 px.
+WIDEST_OVERLAP_PX = 32
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the windows for a network, in pixels.
+
+    Args:
+        window_px: side of a window, at most.
+        overlap_px: what neighbours share at least.
+        grain_px: side of what the network sees as one. Windows, and steps between them, are multiples of it, so that
+            neighbours cut the ground into the same pieces, and their maps fit each other.
+    """
+
+    window_px: int
+    overlap_px: int
+    grain_px: int
+
+
+def sizes_for(chip_px: int, patch_px: int, is_transformer: bool, reach_px: int = 0) -> Sizes:
+    """The windows that take least time for a map, with at least as much context as the chips of the training had.
+
+    For a transformer windows are half as wide again as the chips, unless attention becomes too dear, and neighbours
+    share at least two patches. For others they are up to two and a half times as wide.
+
+    Args:
+        chip_px, patch_px: sides of the training's chips and of a patch.
+        reach_px: of a texture: where a window counts for as much as its neighbour, it is not cut off.
+    """
+    wide, wider = chip_px * 3 // 2, chip_px * 5 // 2
+    window = min(wide, max(chip_px, MOST_TOKENS * patch_px)) if is_transformer else min(wider, max(wide, WIDE_PX))
+    grain = min(patch_px, window)
+    window -= window % grain
+    wanted = max(min(window // 8, WIDEST_OVERLAP_PX) // grain * grain, grain * (2 if is_transformer else 1))
+    wanted = max(wanted, -(-2 * reach_px // grain) * grain)
+    return Sizes(window, min(wanted, window // 2), grain)
+
 
 def window_starts(length: int, window: int, overlap: int) -> list[int]:
     """First pixels of the windows that cover `length`; the last one ends at the end."""
@@ -37,7 +79,7 @@ class Axis:
 
     Args:
         length: of the raster, in pixels.
-        window_px: of a window; of the raster where that is shorter.
+        window_px: of a window.
         overlap_px: what neighbours share at least.
     """
 
@@ -46,9 +88,16 @@ class Axis:
     overlap_px: int
 
     @classmethod
-    def of(cls, length: int, window_px: int, overlap_px: int) -> Axis:
-        """For windows of this size, or less where the raster is smaller."""
-        return cls(length, min(window_px, length), overlap_px)
+    def of(cls, length: int, window_px: int, overlap_px: int, grain_px: int) -> Axis:
+        """For windows of this size at most: of the raster's where that is smaller, else a multiple of the grain.
+
+        No more of them are needed if each is so much smaller that the last one fits, and less is looked at twice.
+        """
+        if length <= window_px:
+            return cls(length, length, overlap_px)
+        count = len(window_starts(length, window_px, overlap_px))
+        least = -(-(length + (count - 1) * overlap_px) // count)
+        return cls(length, min(-(-least // grain_px) * grain_px, window_px), overlap_px)
 
     @cached_property
     def starts(self) -> tuple[int, ...]:

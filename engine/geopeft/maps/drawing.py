@@ -77,9 +77,9 @@ class Work:
         windows = mapping.rows.touching(run[0].row0, run[-1].row1)
         tell(windows.start * len(mapping.columns))
         with ahead(mapping.read(windows, self._reading.touches if self._reading else None)) as batches:
-            for batch in batches:
-                yield mapping.look(batch)
-                tell(batch.row * len(mapping.columns) + batch.until)
+            for seen in mapping.looked_at(batches):
+                yield seen
+                tell(seen.batch.row * len(mapping.columns) + seen.batch.until)
 
     def rows(self, run: Sequence[Part], seen: Iterator[Seen]) -> Iterator[Rows]:
         """The finished rows of a run from what `look` gives, which are taken one by one."""

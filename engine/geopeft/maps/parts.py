@@ -30,7 +30,7 @@ from geopeft.holding import folder_beside
 from geopeft.job import PredictJob
 from geopeft.writing import whole_file
 
-SUFFIX, FORMAT = ".resume", "geopeft parts 1"
+SUFFIX, FORMAT = ".resume", "geopeft parts 2"
 # A raster of less than two of them is mapped in one go.
 PART_PX = 1 << 21
 # Parts that nobody has gone on from for so long are taken away by the next job that writes into their folder.

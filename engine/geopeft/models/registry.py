@@ -77,7 +77,8 @@ class BackboneCard:
     builder is told the wavelengths; where it has bands too, it knows the statistics of these, and bands of other
     wavelengths are standardised. `options` are the builder's keyword arguments. `metadata` is what else it can be
     told, of "time" and "place". `frames` is how many dates it takes at most; where that is more than one, its builder
-    takes their number as `frames`.
+    takes their number as `frames`. With `classical_alone` the map is that of the classical part: the network is there
+    for the package's sake and learns nothing.
     """
 
     name: str
@@ -98,11 +99,17 @@ class BackboneCard:
     any_optical: bool = False
     metadata: tuple[str, ...] = ()
     frames: int = 1
+    classical_alone: bool = False
 
     @property
     def network(self) -> str:
         """The name of the network, without the checksum that an adapted one carries: NAME@SHA256."""
         return self.name.partition("@")[0]
+
+    @property
+    def is_transformer(self) -> bool:
+        """True for networks of tokens that attend to each other; False for convolutions, and where it is not known."""
+        return "vpt" in self.adapters or "dim" in self.options
 
     @property
     def restricted(self) -> bool:

@@ -38,6 +38,7 @@ class Keys:
         resolution_cm: side of a pixel; 0: not known.
         tile_px: side of a chip where the graph does not fix it; 0: not known.
         overlap_percent: of neighbouring chips.
+        overlap_px: the same in pixels, which only a model of ours says; 0: it does not.
         threshold: of a single probability, from 0 to 1; None: not named.
         heads: how many outputs have classes.
         manifest: what we wrote of a model of ours; None: the file comes from elsewhere.
@@ -49,6 +50,7 @@ class Keys:
     resolution_cm: float = 0.0
     tile_px: int = 0
     overlap_percent: int = _DEFAULT_OVERLAP_PERCENT
+    overlap_px: int = 0
     threshold: float | None = None
     heads: int = 1
     manifest: Manifest | None = None
@@ -64,6 +66,7 @@ def write_keys(manifest: Manifest, side_px: int, overlap_px: int) -> dict[str, s
         "class_names": {str(i): known.name for i, known in enumerate(manifest.classes)},
         "bands": [band.name for band in manifest.spec.bands],
         "gsd_m": manifest.spec.gsd_m,
+        "overlap_px": overlap_px,
     }
     if any(band.unit for band in manifest.spec.bands):
         keys["band_units"] = [band.unit for band in manifest.spec.bands]
@@ -135,6 +138,7 @@ def read_keys(path: Path, texts: Mapping[str, str], channels: int) -> Keys:
         resolution_cm=max(_number(path, texts, "resolution", 0), 0),
         tile_px=int(min(max(tile, 0), 1 << 14)),
         overlap_percent=int(min(max(overlap, 0), 90)),
+        overlap_px=int(max(_number(path, texts, "overlap_px", 0), 0)),
         threshold=thresholds[0] if thresholds and 0 < thresholds[0] < 1 else None,
         heads=len(heads),
         manifest=manifest,

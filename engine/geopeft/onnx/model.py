@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
+import torch
 from onnx import TensorProto
 
 from geopeft.data.acquisition import Whereabouts
 from geopeft.data.bands import Band, select_bands
 from geopeft.data.raster import RasterInfo, band_statistics
-from geopeft.errors import BandError, PackageError, RasterError
+from geopeft.errors import BandError, RasterError
 from geopeft.events import Reporter
 from geopeft.mapper import Mapper
 from geopeft.onnx.graph import broken, check_sizes, read_graph
 from geopeft.onnx.keys import Keys, foreign_manifest, name_problem, read_keys
-from geopeft.onnx.providers import open_session
+from geopeft.onnx.output import Output
+from geopeft.onnx.providers import CPU, open_session
 from geopeft.package import Manifest
-from geopeft.runtime import Runtime, fill_invalid, fill_values
+from geopeft.runtime import MOST_ABREAST, Runtime, fill_invalid, fill_values
 
 SUFFIX = ".onnx"
 DEFAULT_SIDE_PX = 512
@@ -36,41 +37,6 @@ def open_mapper(path: Path, device: str, weights_dir: str, reporter: Reporter) -
     if path.suffix.lower() == SUFFIX:
         return OnnxModel.open(path, device, reporter)
     return Runtime.open(path, device, weights_dir, reporter)
-
-
-@dataclass(frozen=True)
-class _Output:
-    """How the first output becomes probabilities.
-
-    Args:
-        kind: "probabilities"; "shares", which are to be brought to a sum of 1; or "logits".
-        single: one probability, of the second of two classes.
-        margin_px: how much smaller than its input the output is, at each side.
-        threshold: what a single probability has to reach.
-    """
-
-    kind: str
-    single: bool
-    margin_px: int
-    threshold: float
-
-    def probabilities(self, values: np.ndarray) -> np.ndarray:
-        """(B, K, h, w) float32 from (B, C, h, w)."""
-        values = values.astype(np.float32)
-        if self.kind == "logits":
-            return _sigmoid(values, self.threshold) if self.single else _softmax(values)
-        if not ((values >= -0.05) & (values <= 1.05)).all():
-            raise PackageError(
-                "This model gives values that are no probabilities.",
-                "Ask where the file came from what it gives.",
-                "PACKAGE_VALUES",
-            )
-        values = values.clip(0, 1)
-        if self.single:
-            return _two(values, self.threshold)
-        total = values.sum(1, keepdims=True)
-        shares: np.ndarray = np.where(total > 0, values / np.where(total > 0, total, 1), 1 / values.shape[1])
-        return shares
 
 
 class OnnxModel(Mapper):
@@ -95,7 +61,7 @@ class OnnxModel(Mapper):
         side_px: int,
         batch: int,
         dtype: type[np.floating],
-        output: _Output,
+        output: Output,
     ) -> None:
         super().__init__(manifest)
         self._path, self._session, self._keys = path, session, keys
@@ -133,12 +99,21 @@ class OnnxModel(Mapper):
         return self._side_px
 
     @property
+    def batch(self) -> int:
+        """See `Mapper`. What the file takes at once, else one on a CPU, where its values stay in the cache."""
+        return self._batch or (1 if self._is_on_cpu else super().batch)
+
+    @contextmanager
+    def abreast(self) -> Iterator[int]:
+        """See `Mapper`. A session runs in several threads, and within one of them all cores wait for the slowest at the
+        end of every operator."""
+        yield min(torch.get_num_threads(), MOST_ABREAST) if self._is_on_cpu else 1
+
+    @property
     def overlap_px(self) -> int:
-        """What we would take for a model of ours, else what the file says; its outer quarter hides missing margins."""
-        texture = self.manifest.classical if self._keys.manifest else None
+        """What the file says, or a quarter for one of ours that does not; its outer quarter hides missing margins."""
         if self._keys.manifest:
-            reach = max(texture.windows_px, default=1) // 2 if texture is not None else 0
-            return min(max(self._side_px // 4, 4 * reach), self._side_px // 2)
+            return min(self._keys.overlap_px or self._side_px // 4, self._side_px // 2)
         wanted = self._side_px * self._keys.overlap_percent // 100
         return min(max(wanted, 4 * self._output.margin_px), self._side_px * 3 // 4)
 
@@ -193,6 +168,10 @@ class OnnxModel(Mapper):
             mean = band_statistics(info, [band.index for band in bands]).mean
             self._warn_of_range(info, bands, mean, reporter)
         return np.ones(len(bands), np.float32), np.zeros(len(bands), np.float32)
+
+    @property
+    def _is_on_cpu(self) -> bool:
+        return bool(self._session.get_providers()[0] == CPU)
 
     def _standardised(self, raw: np.ndarray) -> np.ndarray:
         """Raster values for a model of ours, which holds its constants itself, else what Deepness would feed."""
@@ -265,7 +244,7 @@ def _first_output(found: np.ndarray) -> np.ndarray:
     return found[:, None] if found.ndim == 3 else found
 
 
-def _output_of(path: Path, values: np.ndarray, side: int, keys: Keys) -> _Output:
+def _output_of(path: Path, values: np.ndarray, side: int, keys: Keys) -> Output:
     classes, height, width = values.shape[1:]
     if height != width or height > side or (side - height) % 2 or (side - height) * 2 > side * 3 // 4:
         raise broken(path, f"it gives {height} x {width} pixels for a chip of {side} x {side}")
@@ -274,11 +253,11 @@ def _output_of(path: Path, values: np.ndarray, side: int, keys: Keys) -> _Output
         is_whole = classes > 1 and np.abs(values.sum(1) - 1).max() < 0.02
         kind = "probabilities" if is_whole else "shares"
     threshold = keys.threshold if keys.threshold is not None and classes == 1 else 0.5
-    return _Output(kind, classes == 1, (side - height) // 2, threshold)
+    return Output(kind, classes == 1, (side - height) // 2, threshold)
 
 
 def _tell(
-    path: Path, session: onnxruntime.InferenceSession, keys: Keys, classes: int, output: _Output, reporter: Reporter
+    path: Path, session: onnxruntime.InferenceSession, keys: Keys, classes: int, output: Output, reporter: Reporter
 ) -> None:
     """What somebody should know before believing the map of a file from elsewhere."""
     if keys.manifest:
@@ -298,20 +277,3 @@ def _tell(
             f"{name} asks for a probability of at least {keys.threshold:.0%}, which is not applied: the map can be "
             f"made with --unknown-below {100 * keys.threshold:.0f}."
         )
-
-
-def _softmax(values: np.ndarray) -> np.ndarray:
-    raised = np.exp(values - values.max(1, keepdims=True))
-    result: np.ndarray = raised / raised.sum(1, keepdims=True)
-    return result
-
-
-def _sigmoid(values: np.ndarray, threshold: float) -> np.ndarray:
-    return _two(1 / (1 + np.exp(-values.clip(-60, 60))), threshold)
-
-
-def _two(share: np.ndarray, threshold: float) -> np.ndarray:
-    """Two classes from the probability of the second; where it reaches the threshold it becomes one half."""
-    below, above = share / (2 * threshold), 0.5 + (share - threshold) / (2 * (1 - threshold))
-    second = np.where(share < threshold, below, above)
-    return np.concatenate([1 - second, second], 1).astype(np.float32)

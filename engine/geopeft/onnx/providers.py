@@ -22,17 +22,17 @@ _PROVIDERS = {
     "cpu": ("CPUExecutionProvider", "the CPU"),
 }
 _NAMES = dict(_PROVIDERS.values())
-_CPU = _PROVIDERS["cpu"][0]
+CPU = _PROVIDERS["cpu"][0]
 
 
 def choose_providers(device: str, available: Sequence[str]) -> list[str]:
     """What ONNX Runtime shall compute on, the CPU last; DeviceError where the named device is not among it."""
     if device == "auto":
-        return [provider for provider, _ in _PROVIDERS.values() if provider in available and provider != _CPU] + [_CPU]
+        return [provider for provider, _ in _PROVIDERS.values() if provider in available and provider != CPU] + [CPU]
     provider, name = _PROVIDERS[device]
     if provider not in available:
         raise DeviceError(f"ONNX Runtime cannot use {name} on this machine.", "Set the device to auto.")
-    return [provider] if provider == _CPU else [provider, _CPU]
+    return [provider] if provider == CPU else [provider, CPU]
 
 
 def open_session(
@@ -61,7 +61,7 @@ def open_session(
             found = attempt(session)
         except Exception as error:  # the library raises a dozen kinds of its own
             reason = str(error).splitlines()[0][:200].rstrip(".") if str(error) else type(error).__name__
-            if provider == _CPU:
+            if provider == CPU:
                 if isinstance(error, PackageError):
                     raise
                 raise broken(path, f"ONNX Runtime says {reason}") from error
@@ -87,6 +87,6 @@ def _session(model: bytes, provider: str) -> onnxruntime.InferenceSession:
     if provider == _PROVIDERS["cuda"][0] and hasattr(onnxruntime, "preload_dlls"):
         with suppress(Exception):  # what is missing is told by the session
             onnxruntime.preload_dlls()
-    providers = [provider] if provider == _CPU else [provider, _CPU]
+    providers = [provider] if provider == CPU else [provider, CPU]
     # Its own way of going on elsewhere says so on standard output only.
     return onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0)

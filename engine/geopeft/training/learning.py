@@ -124,6 +124,9 @@ class Learner:
     def _backward(self, batch: Batch, raw: Tensor, all_class_ids: np.ndarray) -> Tensor:
         """The loss of a batch, or of a part of one with these labels in all; its gradients are in the parameters."""
         self._model.train()
+        if together.team() is not None:
+            for norm in batch_norms(self._model):
+                norm.eval()
         truth = torch.from_numpy(batch.class_ids.astype(np.int64)).to(self._device)
         scene = scene_of(batch.taken, self._model.spec, self._device)
         weights = class_weights(all_class_ids, self._model.spec.num_classes)
@@ -152,6 +155,17 @@ class Learner:
         finally:
             for weight, data in own.items():
                 weight.data = data
+
+
+def batch_norms(model: SegmentationModel) -> list[torch.nn.Module]:
+    """The norms that take their statistics from the batch while the model is in training.
+
+    Each process of a team would take them from its few chips, and no two from the same, so there they stay as they
+    are, which is how ResNet was fine-tuned on few images a GPU (arXiv 1512.03385, appendix A).
+    """
+    norms = torch.nn.modules.batchnorm._BatchNorm
+    statistics = model.adapter is not None and model.adapter.trains_statistics
+    return [module for module in model.modules() if isinstance(module, norms)] if statistics else []
 
 
 def _gradient(parameter: torch.nn.Parameter) -> Tensor:

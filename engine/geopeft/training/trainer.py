@@ -177,6 +177,7 @@ class Trainer:
         """At most `steps` steps, not past `deadline` (time.monotonic()); leaves the best weights in the model.
 
         Args:
+            steps: 0: the model stays as it is, and is not judged.
             finishing: steps that `finish` will take, for the progress.
             until: ends after this many of the steps, at the rates that a training of all of them has there.
             ahead: steps of other trainings that will follow, for the progress.
@@ -195,7 +196,7 @@ class Trainer:
             optimizer, before = self._begin(), at.step
             self._let_adapter_learn(at.step >= alone)
             with self._drawn() as batches, self._kept_on_cancel(optimizer):
-                while not self._over(last, deadline, alone):
+                while last and not self._over(last, deadline, alone):
                     self._let_adapter_learn(at.step >= alone)
                     self._one_step(batches, optimizer, _warm_then_cosine(at.step, steps))
                     self._update_average(min(AVERAGING, at.step / (at.step + 9)))

@@ -20,8 +20,10 @@ from geopeft.averaging import average
 from geopeft.data.memory import Memory
 from geopeft.errors import JobError, PackageError
 from geopeft.events import Reporter
+from geopeft.evidence import Evidence, joint
 from geopeft.job import AverageJob, parse
 from geopeft.models.backbones import BACKBONES
+from geopeft.objective import likeliest_blend
 from geopeft.package import Manifest, Package
 from geopeft.report import compose
 from geopeft.runtime import Runtime
@@ -38,6 +40,8 @@ QUICK: dict[Any, dict[str, Any]] = {
     forest: {"TREES": 4, "FOLD_TREES": 1},
 }
 WEST, EAST = range(4), range(4, 8)
+# What each counts, by labelled places.
+SHARES = (20 / 52, 32 / 52)
 Change = Callable[..., Path]
 
 
@@ -168,6 +172,43 @@ def test_the_average_maps_with_all_its_parts(offices: Path, west: Path, east: Pa
         right = (found[0].argmax(0) == truth)[8:-8, 8:-8].mean()
         apart = min(score(path, values, truth, part) for path in (west, east))
         assert right > apart - 0.1 and right > 0.6, part or "blend"
+
+
+def test_the_blend_is_that_of_all_held_out_labels_and_those_of_a_strange_region_are_handed_on(
+    offices: Path, west: Path, east: Path, tmp_path: Path
+) -> None:
+    """The common model has learned in the north of both halves, but knows no place of the west's labels."""
+    reporter = Reporter()
+    mean = averaged(tmp_path / "c.geopeft", west, east, reporter=reporter)
+    of_common, of_west, of_east, of_mean = (
+        Evidence.from_arrays(package.read(path).start)
+        for path in (offices / "common.geopeft", west, east, tmp_path / "c.geopeft")
+    )
+    assert of_common is not None and of_west is not None and of_east is not None and of_mean is not None
+    assert not of_common.elsewhere and len(of_west.elsewhere) == 1, "nobody had taught the common model there"
+    assert not of_east.elsewhere, "the east's labels are partly those of the common model"
+    assert of_mean.elsewhere.keys() == of_west.elsewhere.keys()
+    assert (of_west.here < 0).any() and np.allclose(of_mean.whole, joint([of_west, of_east], SHARES).whole, atol=1e-3)
+    expected = likeliest_blend(of_mean.whole, of_mean.prior)
+    assert (mean.manifest.blend.network, mean.manifest.blend.temperature) == pytest.approx(expected, abs=1e-4)
+    assert "The blend is the one that the held-out labels of all models find likeliest together." in reporter.messages
+
+
+def test_a_strange_region_says_the_same_whatever_the_order_of_its_classes(offices: Path, west: Path) -> None:
+    turned = fitted(offices, "turned", offices / "few.gpkg", start="common", steps=1, classes=CLASSES[::-1])
+    one, other = (Evidence.from_arrays(package.read(path).start) for path in (west, turned))
+    assert one is not None and other is not None
+    assert np.allclose([*one.elsewhere.values()], [*other.elsewhere.values()], atol=1e-3)
+
+
+def test_without_evidence_of_all_the_blend_is_the_mean(west: Path, east: Path, tmp_path: Path) -> None:
+    opened = package.read(east)
+    start = {name: array for name, array in opened.start.items() if not name.startswith("evidence.")}
+    package.write(tmp_path / "older.geopeft", opened.manifest, opened.weights, opened.forest, start)
+    mean = averaged(tmp_path / "c.geopeft", west, tmp_path / "older.geopeft")
+    shares = [package.read(path).manifest.blend.network for path in (west, east)]
+    assert mean.manifest.blend.network == pytest.approx(np.average(shares, weights=SHARES), abs=1e-4)
+    assert Evidence.from_arrays(mean.start) is None and mean.start
 
 
 def score(path: Path, values: np.ndarray, truth: Any, part: str) -> float:

@@ -7,12 +7,14 @@ import pytest
 import torch
 from geopeft.applicability import MOST_POINTS, Applicability, find_applicability
 from geopeft.averaging import parts
-from geopeft.averaging.parts import mean_blend, mean_classical, union_memory, union_seen
+from geopeft.averaging.parts import joint_blend, mean_blend, mean_classical, union_memory, union_seen
 from geopeft.classical import Classical, classical_graph
 from geopeft.data.memory import Memory
+from geopeft.evidence import Evidence, joint, named
 from geopeft.forest import ABSENT
 from geopeft.models.spec import InputBand, TextureSpec
 from geopeft.models.texture import Texture
+from geopeft.objective import blend_evidence, likeliest_blend
 from geopeft.package import Blend
 from sklearn.ensemble import ExtraTreesClassifier
 
@@ -25,9 +27,11 @@ ORDERS = (np.array([0, 1, 2]), np.array([2, 0, 1]))
 F, K = 3, 3
 
 
-def part(seed: int, share: float, weights: np.ndarray | None = None, offsets: np.ndarray | None = None) -> Classical:
+def part(
+    seed: int, share: float, weights: np.ndarray | None = None, offsets: np.ndarray | None = None, classes: int = K
+) -> Classical:
     rng = np.random.default_rng(seed)
-    x, y = rng.normal(size=(300, F)).astype(np.float32), rng.integers(0, K, 300)
+    x, y = rng.normal(size=(300, F)).astype(np.float32), rng.integers(0, classes, 300)
     trees = ExtraTreesClassifier(4, max_leaf_nodes=12, random_state=seed).fit(x, y)
     weights = rng.normal(size=(K, F)) if weights is None else weights
     offsets = rng.normal(size=K) if offsets is None else offsets
@@ -86,6 +90,18 @@ def test_a_class_that_one_office_has_no_pixel_of_is_taken_from_the_other() -> No
     assert np.allclose(softmax(np.log(mean[:, :2])), expected, atol=1e-4)
 
 
+def test_trees_that_have_never_seen_a_class_do_not_vote_against_it() -> None:
+    blind = part(1, 0.0, np.zeros((K, F)), np.array([0, 0, ABSENT]), classes=2)
+    both = [part(0, 0.0), blind]
+    whole, half = (p.of_features(X) for p in both)
+    assert not half[:, 2].any(), "the case is one in which it matters"
+    mean = opened(mean_classical(both, [np.arange(K)] * 2, (0.5, 0.5))).of_features(X)
+    expected = 0.5 * whole + 0.5 * np.concatenate([half[:, :2] * 2 / 3, np.full((len(X), 1), 1 / 3)], 1)
+    assert np.allclose(mean, expected, atol=1e-6)
+    nobody = opened(mean_classical([blind, blind], [np.arange(K)] * 2, WEIGHTS)).of_features(X)
+    assert not nobody[:, 2].any()
+
+
 def test_an_average_of_many_keeps_a_bounded_number_of_trees(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "MOST_TREES", 4)
     both = [part(0, 0.0), part(1, 0.0)]
@@ -99,6 +115,51 @@ def test_a_blend_is_averaged_by_what_its_numbers_do() -> None:
     mean = mean_blend(blends, WEIGHTS)
     assert (mean.network, mean.temperature) == (0.7, 2.0)
     assert mean.sharpness == pytest.approx(4**0.75, abs=1e-4)
+
+
+def judged(right: float, seed: int, places: int = 60, elsewhere: bool = False) -> Evidence:
+    """Evidence of a network that is right so often at places where the classical part is right at half of them."""
+    rng = np.random.default_rng(seed)
+    truth = np.arange(places) % 2
+    tables = []
+    for often in (right, 0.5):
+        hit = np.where(rng.permutation(places) < round(often * places), 0.9, 0.1)
+        tables.append(np.where(np.arange(2) == truth[:, None], hit[:, None], 1 - hit[:, None]))
+    table = blend_evidence(np.log(tables[0]), tables[1], truth, np.arange(places), np.inf if elsewhere else 6)
+    return Evidence(0.5, np.zeros_like(table), named(table)) if elsewhere else Evidence(0.5, table)
+
+
+def test_what_all_labels_find_is_said_with_more_weight_than_by_each() -> None:
+    sites = [judged(0.8, seed) for seed in range(3)]
+    blends = [Blend(network=likeliest_blend(one.here, 0.5)[0], temperature=3.0, sharpness=2.0) for one in sites]
+    together = joint_blend(blends, sites, [1 / 3] * 3)
+    assert together.network > max(blend.network for blend in blends) > 0.5
+    assert together.temperature < 3
+    assert together.sharpness / together.temperature == pytest.approx(2 / 3, abs=1e-3), "as sure as before"
+    assert joint_blend(blends, [], [1 / 3] * 3) == mean_blend(blends, [1 / 3] * 3)
+
+
+def test_a_model_that_counts_little_says_little_of_the_blend() -> None:
+    sites, blends = [judged(0.95, 0), judged(0.2, 1)], [Blend(network=0.5)] * 2
+    shares = [joint_blend(blends, sites, weights).network for weights in ((0.9, 0.1), (0.5, 0.5), (0.1, 0.9))]
+    assert shares[0] > shares[1] > shares[2]
+
+
+def test_what_a_region_has_said_counts_once_however_often_it_was_carried_on() -> None:
+    seen = judged(0.8, 0, elsewhere=True)
+    again = Evidence.from_arrays(seen.arrays())
+    assert again is not None and again.elsewhere.keys() == seen.elsewhere.keys()
+    both, other = joint([seen, again], (0.5, 0.5)), judged(0.7, 1, elsewhere=True)
+    assert np.allclose(both.whole, seen.whole)
+    assert np.allclose(joint([both, other], (0.5, 0.5)).whole, seen.whole + other.whole)
+
+
+@pytest.mark.parametrize("name", ["evidence.prior", "evidence.here", "evidence.elsewhere.ab"])
+def test_evidence_that_is_not_sound_is_none(name: str) -> None:
+    arrays = judged(0.8, 0).arrays() | {"evidence.elsewhere.ab": judged(0.8, 1).here}
+    assert Evidence.from_arrays(arrays) is not None
+    assert Evidence.from_arrays(arrays | {name: np.full(3, 2.0, np.float32)}) is None
+    assert Evidence.from_arrays({}) is None
 
 
 def seen_around(middle: float, seed: int) -> Applicability:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rasterio.enums
 import rasterio.shutil
 from geopeft.data import raster_sources
 from geopeft.data.raster import describe, open_raster, still_same
@@ -91,7 +92,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     served = Server(tmp_path)
-    thread = threading.Thread(target=served.serve_forever, daemon=True)
+    thread = threading.Thread(target=served.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     yield served
     served.released.set()
@@ -210,6 +211,80 @@ def test_a_remote_raster_that_is_replaced_is_noticed(make_raster: MakeRaster, se
     os.utime(file, (1, 1))
     with pytest.raises(RasterError, match="changed while the job ran"):
         still_same(info)
+
+
+def replaced(file: Path, values: np.ndarray) -> None:
+    """The same raster with other values: of the same size and date, as it is not compressed."""
+    stat = file.stat()
+    with rasterio.open(file, "r+") as target:
+        target.write(values)
+    assert file.stat().st_size == stat.st_size
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def test_a_raster_in_a_store_that_is_replaced_is_noticed(
+    make_raster: MakeRaster, server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    in_store(server, monkeypatch)
+    (tmp_path / "bucket").mkdir()
+    file = cog(make_raster).rename(tmp_path / "bucket" / "raster.tif")
+    info = describe("s3://bucket/raster.tif")
+    assert describe("s3://bucket/raster.tif").fingerprint == info.fingerprint
+    with open_raster(info, [1, 2]) as reader:
+        reader.read(Window(0, 0, 600, 600))
+        still_same(info)
+        replaced(file, scene() + 1)
+        with pytest.raises(RasterError, match="changed while the job ran"):
+            still_same(info)
+    assert (read("s3://bucket/raster.tif") == scene() + 1).all(), "nothing of it was kept from before"
+    server.mode = "missing"
+    still_same(info)
+
+
+def test_a_change_shows_in_where_the_blocks_lie_and_in_the_overview(
+    make_raster: MakeRaster, server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Values change in one block only, which is none of those that are looked at."""
+    in_store(server, monkeypatch)
+    (tmp_path / "bucket").mkdir()
+    file, found = tmp_path / "bucket" / "raster.tif", []
+    for compress, factors, value in (("deflate", [], 0), ("deflate", [], 9), ("none", [4], 0), ("none", [4], 9)):
+        values = scene()
+        values[:, 256:300, :40] = value
+        made = make_raster(values, tiled=True, blockxsize=256, blockysize=256, compress=compress)
+        with rasterio.open(made, "r+") as target:
+            target.build_overviews(factors, rasterio.enums.Resampling.average)
+        made.rename(file)
+        found.append(describe("s3://bucket/raster.tif").fingerprint)
+    assert len(set(found)) == 4
+
+
+def test_a_vrt_watches_the_remote_rasters_that_it_points_to(
+    make_raster: MakeRaster, server: Server, tmp_path: Path
+) -> None:
+    file = cog(make_raster)
+    path = tmp_path / "x.vrt"
+    source = f"<SourceFilename>/vsicurl/{server.url('raster.tif')}</SourceFilename><SourceBand>2</SourceBand>"
+    path.write_text(vrt(f"<SimpleSource>{source}</SimpleSource>"))
+    info = describe(str(path))
+    still_same(info)
+    os.utime(file, (1, 1))
+    with pytest.raises(RasterError, match="changed while the job ran"):
+        still_same(info)
+
+
+def test_a_remote_raster_that_is_replaced_between_two_jobs_is_read_anew(
+    make_raster: MakeRaster, server: Server
+) -> None:
+    """A worker lives for many jobs, and GDAL would keep what it has read."""
+    file = cog(make_raster)
+    before = describe(server.url("raster.tif"))
+    assert (read(server.url("raster.tif")) == scene()).all()
+    with rasterio.open(file, "r+") as target:
+        target.write(scene() + 1)
+    os.utime(file, (1, 1))
+    assert describe(server.url("raster.tif")).fingerprint != before.fingerprint
+    assert (read(server.url("raster.tif")) == scene() + 1).all()
 
 
 def test_a_server_that_goes_at_the_end_costs_no_result(make_raster: MakeRaster, server: Server) -> None:

@@ -3,7 +3,9 @@
 What enters a layer linearly (biases, prompts, scales of one side, whole networks) is averaged value by value, as in
 federated averaging (McMahan et al. 2017, arXiv 1602.05629). Low-rank factors are not: the mean of products is not the
 product of the means. Their products are averaged and cut back to the rank by a singular value decomposition, as in
-FlexLoRA (arXiv 2402.11505), without ever making a matrix as large as the layer's.
+FlexLoRA (arXiv 2402.11505), without ever making a matrix as large as the layer's. Other exact means change what a
+site trains or what travels: FFA-LoRA (arXiv 2403.12313) trains one factor only, FedEx-LoRA (arXiv 2410.09432) moves
+what the cut takes away into the frozen weights, which a package does not hold. What is lost is told instead.
 """
 
 from __future__ import annotations

@@ -64,7 +64,11 @@ class Mode(Reparametrized):
     cuts the feed-forward layers into square slices beside q, k, v and proj, and shares the factors of rows and columns.
     The code has a full core of R^3 values where the papers have R weights; here are the papers' weights. What the
     papers add for language is left out. Layers with slices of another shape, as in convolutional networks, have a
-    decomposition of their own. The rank counts 4 components each.
+    decomposition of their own.
+
+    The rank counts 4 components each, 64 at the usual one, as in the code of both. That trains 0.05 % of a transformer
+    of 300 M values, like the 0.04 % that Aurora's paper gives. PETAL's 0.5 % is not of a higher rank: most of it are
+    two full cores of 64^3 values, beside a network of 188 M.
     """
 
     def updates(self, layers: Mapping[str, Layer], spec: ModelSpec) -> tuple[dict[str, Update], nn.Module | None]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from geopeft.models.backbones.backbone import Backbone, Scene
@@ -12,20 +14,20 @@ from geopeft.models.sizes import crop_map, pad_to_multiple
 WIDTHS = (32, 64, 96, 128)
 
 
-def build(card: BackboneCard, band_names: tuple[str, ...]) -> ScratchEncoder:
-    """An encoder for len(band_names) bands."""
-    return ScratchEncoder(len(band_names))
+def build(card: BackboneCard, band_names: tuple[str, ...], widths: Sequence[int] = WIDTHS) -> ScratchEncoder:
+    """An encoder for len(band_names) bands, whose four stages are so wide."""
+    return ScratchEncoder(len(band_names), widths)
 
 
 class ScratchEncoder(Backbone):
     """(B, bands, H, W) standardised -> maps at strides 2, 4, 8 and 16."""
 
-    out_channels = WIDTHS
     strides = (2, 4, 8, 16)
 
-    def __init__(self, bands: int) -> None:
+    def __init__(self, bands: int, out_channels: Sequence[int] = WIDTHS) -> None:
         super().__init__()
-        widths = (bands, *WIDTHS)
+        self.out_channels = tuple(out_channels)
+        widths = (bands, *out_channels)
         self.stages = nn.ModuleList(
             nn.Sequential(nn.Conv2d(i, o, 2, stride=2), ConvBlock(o, o), ConvBlock(o, o))
             for i, o in zip(widths[:-1], widths[1:], strict=True)

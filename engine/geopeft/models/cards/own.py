@@ -1,4 +1,4 @@
-"""Networks of our own: the model in the box, and two without pretrained weights, a small U-Net and a student."""
+"""Networks of our own: the model in the box, two without pretrained weights, and what stands for no network at all."""
 
 from __future__ import annotations
 
@@ -41,6 +41,24 @@ ROWS = (
         parameters_m=0.64,
         weights=WeightsSource(),
         adapters=("full",),
+    ),
+    BackboneCard(
+        name="random-forest",
+        title="Forest and linear model on bands and texture, without a network: fitted in seconds",
+        builder="geopeft.models.backbones.scratch:build",
+        licence="GPL-2.0-or-later",
+        paper="https://doi.org/10.1007/s10994-006-6226-1",
+        bands=(),
+        unit="display",
+        normalize="zscore",
+        patch_size_px=16,
+        chip_size_px=128,
+        gsd_m=None,
+        parameters_m=0.01,
+        weights=WeightsSource(),
+        adapters=("full",),
+        options={"widths": (8, 8, 8, 8)},
+        classical_alone=True,
     ),
     BackboneCard(
         name="student",
