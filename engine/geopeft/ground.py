@@ -20,8 +20,8 @@ TRIES = 3
 MOST_TRUST, HALF_PLACES = 0.7, 8.0
 # Of the pixels that look like a class, the part that teaches on.
 SUREST = 0.5
-# A class counts as if at least so much of its even share of the ground looked like it.
-LEAST_SHARE = 0.02
+# A class counts as if at least so much of its even share of the ground looked like it: one that is rare gains little.
+LEAST_SHARE = 0.25
 
 
 def gather_ground(reader: ChipReader, texture: Texture, fill: np.ndarray, seed: int) -> np.ndarray:
