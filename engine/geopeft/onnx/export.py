@@ -38,6 +38,9 @@ from geopeft.writing import check_target, whole_file, write_bytes
 # A protobuf message ends at 2 GiB; the graph needs some of it.
 MOST_BYTES = 2_100_000_000
 TOLERANCE = 1e-3
+# Where a feature lies on a tree's threshold, its last digit decides which leaf is taken: in so many of the pixels at
+# most, and by so much.
+MOST_STRAYS, FURTHEST_STRAY = 1e-3, 0.1
 # Values of a constant that is computed from others once for all: kernels are smaller, spread encodings may be larger.
 MOST_FOLDED = 1 << 18
 # Chips that an eight-bit model is calibrated and judged on: one half each.
@@ -304,11 +307,19 @@ def _blend(
 
 
 def _compare(part: Path, runtime: Runtime, size: int) -> float:
-    """Largest difference in probability between torch and ONNX Runtime, over batches of 1 and 3."""
+    """Largest difference in probability between torch and ONNX Runtime, over batches of 1 and 3; of a model with trees
+    but for the few pixels in which they take another leaf."""
     session = onnxruntime.InferenceSession(str(part), providers=["CPUExecutionProvider"])
-    worst = 0.0
+    found = []
     for batch in (1, 3):
         example = _example(runtime, batch, size).numpy()
         expected = runtime.probabilities(example, np.ones((batch, size, size), bool))
-        worst = max(worst, float(np.abs(session.run(None, {"raster": example})[0] - expected).max()))
-    return worst
+        found.append(np.abs(session.run(None, {"raster": example})[0] - expected).max(1).ravel())
+    return largest_but_strays(np.concatenate(found), has_trees=runtime.network_share < 1)
+
+
+def largest_but_strays(differences: np.ndarray, has_trees: bool) -> float:
+    """The largest of the pixels' differences, (n,); of all of them if too many, or too large ones, are strays."""
+    within = differences <= TOLERANCE
+    few = has_trees and (~within).mean() <= MOST_STRAYS and differences.max() <= FURTHEST_STRAY
+    return float(differences[within].max() if few else differences.max())

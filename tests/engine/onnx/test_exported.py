@@ -15,6 +15,7 @@ from conftest import MakeRaster  # type: ignore[import-not-found]
 from geopeft import package, stac
 from geopeft.errors import GeopeftError
 from geopeft.events import Reporter
+from geopeft.onnx.export import largest_but_strays
 from geopeft.onnx.keys import deepness_sentence, write_keys
 from geopeft.runtime import Runtime
 from west_coast import CHIP_PX, CLASSES, Heard, export_job, exported, map_with, scene, trained  # type: ignore[import-not-found]
@@ -142,3 +143,15 @@ def test_a_model_for_radar_says_that_it_takes_decibels() -> None:
     assert deepness_sentence(mixed).endswith("VV (radar) must be in decibels: linear power is not converted there.")
     bands = stac.stac_item(trained(), mixed, CHIP_PX)["assets"]["model"]["bands"]
     assert bands[1] == {"name": "VV", "unit": "dB"} and "unit" not in bands[0]
+
+
+@pytest.mark.parametrize(
+    ("strays", "by", "has_trees", "is_kept"),
+    [(1, 0.03, True, True), (2, 0.03, True, False), (1, 0.2, True, False), (1, 0.03, False, False)],
+)
+def test_only_a_pixel_in_a_thousand_may_come_to_another_leaf(
+    strays: int, by: float, has_trees: bool, is_kept: bool
+) -> None:
+    differences = np.full(1000, 1e-6, np.float32)
+    differences[:strays] = by
+    assert largest_but_strays(differences, has_trees) == pytest.approx(1e-6 if is_kept else by)
