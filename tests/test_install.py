@@ -622,9 +622,12 @@ def test_index_of_pips_settings_reaches_uv(source: Path, tmp_path: Path, monkeyp
     settings, certificates = tmp_path / "pip.conf", tmp_path / "company.pem"
     certificates.touch()
     index = (tmp_path / "index").as_uri()
-    lines = ["[global]", *(f"{name}: {value}" for name, value in {"index-url": index, "cert": certificates}.items())]
+    variables = {"PIP_INDEX_URL": index, "PIP_CERT": certificates}
+    # pip's own rule for the name of a variable's setting.
+    named = {name.removeprefix("PIP_").lower().replace("_", "-"): value for name, value in variables.items()}
+    lines = ["[global]", *(f"{name}: {value}" for name, value in named.items())]
     settings.write_text("\n".join([*lines, ""]), encoding="utf-8")
-    for name in ("PIP_INDEX_URL", "UV_DEFAULT_INDEX", "PIP_CERT", "SSL_CERT_FILE"):
+    for name in (*variables, "UV_DEFAULT_INDEX", "SSL_CERT_FILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(engine_steps, "_pip_files", lambda: [settings])
     install(source)

@@ -23,8 +23,8 @@ from geopeft.objective import (
     SIZE_POWER,
     USUAL_TEMPERATURE,
     blend_evidence,
-    fit_blend,
     fit_sharpness,
+    likeliest_blend,
     place_weights,
     softmax,
 )
@@ -105,17 +105,19 @@ def with_rival(found: Sequence[Forecast], name: str, trainer: Trainer, chips: Va
     return result
 
 
-def fit_parts(found: Sequence[Forecast], prior: float, seed: int) -> package.Blend:
+def fit_parts(found: Sequence[Forecast], prior: float, seed: int, judged: np.ndarray | None = None) -> package.Blend:
     """How to blend, from what was said of held-out pixels; as is usual where there are none.
 
     Args:
         prior: the network's share before any has spoken; 0: it takes no part.
+        judged: what `judged_blends` gives for these, where it has been found already.
     """
     sample = _sampled(found, seed)
     if sample is None:
         return package.Blend(network=prior, temperature=USUAL_TEMPERATURE)
     network, classical, truth, places = sample
-    share, temperature = fit_blend(network, classical, truth, places, prior) if prior else (0.0, USUAL_TEMPERATURE)
+    judged = blend_evidence(*sample, MOST_PLACES) if judged is None else judged
+    share, temperature = likeliest_blend(judged, prior) if prior else (0.0, USUAL_TEMPERATURE)
     blend = package.Blend(network=round(share, 4), temperature=temperature)
     mixed = Forecast(truth, network, classical, places).mixed(blend)
     return blend.model_copy(update={"sharpness": round(fit_sharpness(mixed, truth, places), 4)})

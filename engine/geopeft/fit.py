@@ -224,10 +224,11 @@ def _train(
         model.load_trainable_state(final)
     blocks = np.unique(blocks_of(sites, size), axis=0, return_inverse=True)[1].ravel()
     seen = fit_applicability(pixels, blocks, job.seed)
-    blend, metrics = _judge(job, prepared, sites, folds, judged, reporter)
     prior = network_prior(spec.gsd_m, [site.class_index for site in sites])
     here = judged_blends([chip for fold in judged for chip in fold], job.seed)
-    to_go_on |= Evidence(prior, here, elsewhere).arrays()
+    evidence = Evidence(prior, here, elsewhere)
+    blend, metrics = _judge(job, prepared, evidence, folds, judged, reporter)
+    to_go_on |= evidence.arrays()
     how: dict[str, Any] = {"steps": done, "best_step": trainer.best_step, "batch": BATCH}
     how |= {"chip_size_px": size, "rank": job.rank, "places": len(sites)} | (
         {"start_sha256": start.sha256} if start is not None else {}
@@ -238,7 +239,7 @@ def _train(
 def _judge(
     job: FitJob,
     prepared: Prepared,
-    sites: Sequence[Site],
+    evidence: Evidence,
     folds: Sequence[HeldOut],
     judged: Sequence[Sequence[Forecast]],
     reporter: Reporter,
@@ -246,8 +247,7 @@ def _judge(
     """How to blend, and the figures, from all that was held out; tells both."""
     found = [chip for fold in judged for chip in fold]
     alone = prepared.card.classical_alone
-    prior = 0.0 if alone else network_prior(prepared.spec.gsd_m, [site.class_index for site in sites])
-    blend = fit_parts(found, prior, job.seed)
+    blend = fit_parts(found, 0.0 if alone else evidence.prior, job.seed, evidence.here)
     names = [known.name for known in prepared.labels.classes]
     metrics = measure(found, blend, names, folds[0].blocks)
     if alone:

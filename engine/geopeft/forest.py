@@ -13,7 +13,7 @@ import torch
 
 from geopeft.applicability import Applicability, find_applicability
 from geopeft.classical import classical_graph
-from geopeft.data.chips import SQUARE_PX, ChipReader, Site
+from geopeft.data.chips import SQUARE_PX, ChipReader, Site, read_around
 from geopeft.data.scattered import scattered
 from geopeft.features.kept import KeptFeatures
 from geopeft.ground import evening, surest, trust
@@ -123,10 +123,7 @@ def gather_pixels(
     squares = _squares(sites, _sample(sites, model.spec.num_classes, rng), size, most)
     features, deep, owners = [], [], []
     for (raster, top, left), own in squares:
-        rows, cols = reader.infos[raster].geobox.shape
-        row, col = max(top - reach, 0), max(left - reach, 0)
-        height, width = min(top + size + reach, rows) - row, min(left + size + reach, cols) - col
-        chip = reader.read(raster, row, col, height, width)
+        chip, row, col = read_around(reader, raster, top, left, size, reach)
         raw = torch.from_numpy(fill_invalid(chip.values[None], chip.valid[None], fill))
         at = (own[:, 1] - row, own[:, 2] - col)
         with torch.inference_mode():
@@ -135,7 +132,7 @@ def gather_pixels(
                 scene = scene_of(chip.taken, model.spec, model.scale.device)
                 raw = raw.to(model.scale.device)
                 maps = kept.maps(raw, scene, whole=True) if kept is not None else model.encode(raw, scene)[0]
-                deep.append(model.probe.features(maps, height, width)[0].cpu().numpy()[:, *at].T)
+                deep.append(model.probe.features(maps, *chip.valid.shape)[0].cpu().numpy()[:, *at].T)
         owners.append(own[:, 0])
     owner = np.concatenate(owners)
     classes = np.array([site.class_index for site in sites])[owner]
@@ -255,7 +252,7 @@ def cross_fit(
     for number in range(fold.max(initial=-1) + 1):
         held, taught = fold == number, pixels.where(fold != number)
         trees = _fit_trees(taught, FOLD_TREES, seed)
-        probabilities[np.ix_(held, trees.classes_)] = trees.predict_proba(pixels.features[held])
+        probabilities[held] = _said(trees, pixels.features[held], num_classes)
         weights, offsets = _fit_linear(taught.features[:, :bands], taught, num_classes, LINEAR_C)
         logits[held] = pixels.features[held, :bands] @ weights.T + offsets
     return logits, probabilities

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from geopeft.data.chips import ChipReader
+from geopeft.data.chips import ChipReader, read_around
 from geopeft.models.texture import Texture
 from geopeft.runtime import fill_invalid
 
@@ -49,10 +49,7 @@ def _window(
     reader: ChipReader, raster: int, row: int, col: int, texture: Texture, fill: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
     """(m, F) of some pixels of a window, seen with as much around it as a texture reaches."""
-    reach, (rows, cols) = texture.radius_px, reader.infos[raster].geobox.shape
-    top, left = max(row - reach, 0), max(col - reach, 0)
-    height, width = min(row + WINDOW_PX + reach, rows) - top, min(col + WINDOW_PX + reach, cols) - left
-    chip = reader.read(raster, top, left, height, width)
+    chip, top, left = read_around(reader, raster, row, col, WINDOW_PX, texture.radius_px)
     inside = np.zeros_like(chip.valid)
     inside[row - top : row - top + WINDOW_PX, col - left : col - left + WINDOW_PX] = True
     at = np.argwhere(chip.valid & inside)

@@ -142,6 +142,16 @@ class ChipReader:
                     yield row, col, self._block(raster_index, block_row, block_col)
 
 
+def read_around(
+    reader: ChipReader, raster_index: int, row: int, col: int, side: int, reach: int
+) -> tuple[Chip, int, int]:
+    """A square with so much around it as there is of the raster, and the first row and column of what was read."""
+    rows, cols = reader.infos[raster_index].geobox.shape
+    top, left = max(row - reach, 0), max(col - reach, 0)
+    bottom, right = min(row + side + reach, rows), min(col + side + reach, cols)
+    return reader.read(raster_index, top, left, bottom - top, right - left), top, left
+
+
 def _copy_overlap(block: Chip, block_row: int, block_col: int, chip: Chip, row: int, col: int) -> None:
     height, width = block.valid.shape
     top, left = max(block_row, row), max(block_col, col)

@@ -78,8 +78,9 @@ class Texture(nn.Module):
         return ((raw * self.scale + self.offset - self.mean) / self.std).clamp(-OUTLIER, OUTLIER)
 
     def forward(self, raw: Tensor) -> Tensor:
-        base, windows = self._base(raw), self.spec.windows_px
-        return self._joined(raw, box_means(base, windows), box_means(base * base, windows))
+        standardised, windows = self.standardise(raw), self.spec.windows_px
+        base = self._base(standardised)
+        return self._joined(raw, standardised, box_means(base, windows), box_means(base * base, windows))
 
     def sparse(self, raw: Tensor, rows: slice, cols: slice) -> Tensor:
         """(B, F, r, c): as `forward`, of the pixels of some rows and columns, at a fraction of the work.
@@ -87,18 +88,18 @@ class Texture(nn.Module):
         Args:
             rows, cols: with all of start, stop and step.
         """
-        base, windows = self._base(raw), self.spec.windows_px
+        standardised, windows = self.standardise(raw), self.spec.windows_px
+        base = self._base(standardised)
         means, squares = (box_means_at(x, windows, rows, cols) for x in (base, base * base))
-        return self._joined(raw[:, :, rows, cols], means, squares)
+        return self._joined(raw[:, :, rows, cols], standardised[:, :, rows, cols], means, squares)
 
-    def _base(self, raw: Tensor) -> Tensor:
+    def _base(self, standardised: Tensor) -> Tensor:
         """What texture is taken of."""
-        standardised = self.standardise(raw)
         return F.conv2d(standardised, self.projection) if self.projected else standardised
 
-    def _joined(self, raw: Tensor, means: Sequence[Tensor], squares: Sequence[Tensor]) -> Tensor:
+    def _joined(self, raw: Tensor, standardised: Tensor, means: Sequence[Tensor], squares: Sequence[Tensor]) -> Tensor:
         canonical = raw * self.scale + self.offset
-        parts = [self.standardise(raw)]
+        parts = [standardised]
         for first, second in self.spec.ratios:
             a, b = canonical[:, first : first + 1], canonical[:, second : second + 1]
             parts.append((a - b) / (a.abs() + b.abs() + 1e-3))
