@@ -4,6 +4,7 @@ import functools
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,14 @@ def near() -> Iterator[Any]:
         n_workers=2, threads_per_worker=1, processes=False, protocol="tcp://", dashboard_address="127.0.0.1:0"
     ) as one:
         yield one
+
+
+def wait_for_workers(near: Any) -> None:
+    """Till no task is under way: one of a canceled job goes on to where it looks next."""
+    end = time.monotonic() + 60
+    while any(worker.active_threads for worker in near.workers.values()):
+        assert time.monotonic() < end, "a task of the canceled job has not ended"
+        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -156,6 +165,7 @@ def test_one_large_raster_is_shared_in_runs_of_parts_and_each_part_is_read_once(
 
 def test_a_canceled_job_leaves_no_map_and_no_folder_of_tasks_and_goes_on(
     model: Path,  # noqa: F811
+    near: Any,
     on_cluster: Callable[..., dict[str, Any]],
     high: Path,
     noted: Noted,
@@ -166,6 +176,7 @@ def test_a_canceled_job_leaves_no_map_and_no_folder_of_tasks_and_goes_on(
     noted.on_answer = (job / "cancel").touch
     with pytest.raises(Canceled):
         on_cluster([high], out, Heard(job))
+    wait_for_workers(near)
     assert not [path for path in out.iterdir() if path.suffix == ".tif" or ".tasks" in path.name]
     kept = list(out.rglob("*.zip"))
     assert kept
