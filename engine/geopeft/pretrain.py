@@ -50,6 +50,10 @@ def run(job: PretrainJob, reporter: Reporter) -> dict[str, Any]:
     """Runs a pretrain job; the outputs name the file and give the curve."""
     out = _out_path(job.out)
     card = named_card(job.backbone)
+    if card.classical_alone:
+        raise JobError(
+            f"{card.name} has no network that could learn.", "Choose another backbone.", "BACKBONE_UNSUITABLE"
+        )
     if job.start != "nothing":
         require_licence(card, job.accept_licence)
     scenes = _scenes(job, card, reporter)

@@ -251,6 +251,12 @@ def test_a_tiny_raster_is_refused(run: Callable[..., Any], make_raster: MakeRast
     assert caught.value.code == "RASTER_TOO_SMALL"
 
 
+def test_what_has_no_network_is_refused(run: Callable[..., Any], six: Path) -> None:
+    with pytest.raises(GeopeftError, match="random-forest has no network that could learn") as caught:
+        run(six, backbone="random-forest")
+    assert caught.value.code == "BACKBONE_UNSUITABLE"
+
+
 def test_bands_that_nobody_knows_are_refused(run: Callable[..., Any], make_raster: MakeRaster) -> None:
     with pytest.raises(GeopeftError, match="optical band whose wavelength is known") as caught:
         run(make_raster(scene(RGB), "x.tif"))
