@@ -17,6 +17,8 @@ import time
 import xml.etree.ElementTree as ET
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -528,7 +530,7 @@ def runs_on_qt_6(python: Path) -> bool:
     if needs.returncode:
         say("Qt 6 lacks libraries of the system here; on Debian: apt-get install libegl1 libgl1 libxkbcommon0")
         return False
-    failed = pytest("qt6", python, ["tests/qt6"], paths)
+    failed = pytest(Suite("qt6", python, ["tests/qt6"], paths), BUILD / "test-results")
     settings = {"PYRIGHT_PYTHON_GLOBAL_NODE": "0", "PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"}
     types = [python, "-m", "pyright", "--project", "tests/qt6", "--pythonpath", python]
     return not run(types, env=clean_environment(**paths, **settings)).returncode and not failed
@@ -550,19 +552,13 @@ def command_test(arguments: argparse.Namespace) -> int:
         qgis = qgis_python()
     failed = [] if arguments.no_check else check(seconds)
     chosen = ["-m", "not slow"] if arguments.fast else []
-    with stage("engine tests", seconds):
-        paths = ["tests/engine", "tests/contract", *sorted(str(path) for path in (ROOT / "tests").glob("test_*.py"))]
-        failed += pytest("engine", python, [*paths, *chosen], {})
+    suites = engine_suites(python, chosen)
     if qgis:
-        plugin = ["tests/plugin", "tests/contract/test_algorithm_jobs.py"]
-        more = {"QT_QPA_PLATFORM": "offscreen", "GEOPEFT_ENGINE_PYTHON": python}
-        with stage("plugin tests", seconds):
-            failed += pytest("plugin", qgis, [*plugin, *chosen], more)
-        other = None if arguments.fast else other_qgis(qgis)
-        if other:
-            with stage(f"plugin tests, QGIS {qgis_versions.VERSION}", seconds):
-                failed += pytest("plugin-other", qgis, [*plugin, "-m", "not slow"], {**more, **other})
-    elif os.environ.get("CI"):
+        with stage(f"QGIS {qgis_versions.VERSION}", seconds):
+            other = None if arguments.fast else other_qgis(qgis)
+        suites += plugin_suites(qgis, python, chosen, other)
+    failed += side_by_side(suites, results, seconds)
+    if not qgis and os.environ.get("CI"):
         failed.append("plugin tests (QGIS is missing)")
     if qgis and not arguments.fast:
         unreached = sorted(set(error_codes.codes()) - faults.codes(results))
@@ -576,25 +572,78 @@ def command_test(arguments: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def pytest(
-    name: str, python: Path, arguments: list[str], more: Mapping[str, object], reports: Path = BUILD / "test-results"
-) -> list[str]:
-    """Runs pytest; its name where it failed."""
+@dataclass(frozen=True)
+class Suite:
+    """Tests of one process of pytest.
+
+    Args:
+        arguments: paths and options of pytest.
+        more: environment variables beside this process's.
+    """
+
+    name: str
+    python: Path
+    arguments: Sequence[str]
+    more: Mapping[str, object]
+
+
+def engine_suites(python: Path, chosen: Sequence[str]) -> list[Suite]:
+    """All tests of the engine's Python, those of jobs and those of parts: about the same time each."""
+    jobs, tests = (sorted(map(str, ROOT.glob(f"tests/{name}test_*.py"))) for name in ("engine/", ""))
+    parts = sorted({str(path.parent) for path in ROOT.glob("tests/engine/*/test_*.py")})
+    return [
+        Suite("engine", python, [*jobs, *chosen], {}),
+        Suite("engine-parts", python, [*parts, "tests/contract", *tests, *chosen], {}),
+    ]
+
+
+def plugin_suites(
+    qgis: Path, python: Path, chosen: Sequence[str], other: Mapping[str, object] | None = None
+) -> list[Suite]:
+    """The tests of QGIS's Python, and the quick ones again where another version is there."""
+    paths = ["tests/plugin", "tests/contract/test_algorithm_jobs.py"]
+    more = {"QT_QPA_PLATFORM": "offscreen", "GEOPEFT_ENGINE_PYTHON": python}
+    suites = [Suite("plugin", qgis, [*paths, *chosen], more)]
+    if other:
+        suites.append(Suite(f"plugin-{qgis_versions.VERSION}", qgis, [*paths, "-m", "not slow"], {**more, **other}))
+    return suites
+
+
+def side_by_side(suites: Sequence[Suite], reports: Path, seconds: dict[str, float]) -> list[str]:
+    """Runs two at a time, for most tests use one core or wait; the names of those that failed."""
+
+    def ended(suite: Suite) -> list[str]:
+        with stage(f"{suite.name} tests", seconds):
+            return pytest(suite, reports)
+
+    with ThreadPoolExecutor(2) as pool:
+        return [name for failed in pool.map(ended, suites) for name in failed]
+
+
+def pytest(suite: Suite, reports: Path) -> list[str]:
+    """Runs it and tells its lines with its name; its name where it failed."""
     shared = ROOT.parent / "shared"
-    environment = clean_environment(**{"PYTHONDONTWRITEBYTECODE": 1, **more})
-    paths = [str(tools(python)), *filter(None, [environment.get("PYTHONPATH")])]
+    environment = clean_environment(**{"PYTHONDONTWRITEBYTECODE": 1, **suite.more})
+    paths = [str(tools(suite.python)), *filter(None, [environment.get("PYTHONPATH")])]
     environment["PYTHONPATH"] = os.pathsep.join(paths)
     # QGIS' launchers and libraries are the system's, whatever other Python stands first on the user's path.
-    environment["PATH"] = os.pathsep.join([*([] if "PATH" in more else ["/usr/bin", "/bin"]), environment["PATH"]])
+    system = [] if "PATH" in suite.more else ["/usr/bin", "/bin"]
+    environment["PATH"] = os.pathsep.join([*system, environment["PATH"]])
     if shared.is_dir():
         environment.setdefault("GEOPEFT_SHARED", str(shared))
-    report = reports / f"{name}.xml"
+    report = reports / f"{suite.name}.xml"
     report.parent.mkdir(parents=True, exist_ok=True)
     options = ["-c", CONFIG, "--rootdir", ROOT, "-p", "no:cacheprovider", "-rs", f"--junit-xml={report}"]
+    command = [str(part) for part in (suite.python, "-m", "pytest", *options, *suite.arguments)]
     with tempfile.TemporaryDirectory() as scratch:
         environment["XDG_RUNTIME_DIR"] = environment["QGIS_CUSTOM_CONFIG_PATH"] = scratch
-        ended = run([python, "-m", "pytest", *options, *arguments], env=environment, stdout=sys.stdout)
-    return [f"{name} tests"] if ended.returncode else []
+        with subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, errors="replace",
+        ) as process:  # fmt: skip
+            for line in process.stdout or ():
+                print(f"{suite.name}: {line}", end="", flush=True)
+    return [f"{suite.name} tests"] if process.returncode else []
 
 
 def sum_results(folder: Path) -> tuple[int, int, int]:
@@ -773,12 +822,8 @@ def test_faults() -> list[str]:
     folder = BUILD / "faults" / "tests"
     shutil.rmtree(folder, ignore_errors=True)
     python, qgis, chosen = engine_python(), qgis_python(), ["-m", "fault"]
-    paths = ["tests/engine", "tests/contract", *sorted(str(path) for path in (ROOT / "tests").glob("test_*.py"))]
-    failed = pytest("engine", python, [*paths, *chosen], {}, folder)
-    if qgis:
-        more = {"QT_QPA_PLATFORM": "offscreen", "GEOPEFT_ENGINE_PYTHON": python}
-        failed += pytest("plugin", qgis, ["tests/plugin", *chosen], more, folder)
-    return failed
+    suites = [*engine_suites(python, chosen), *(plugin_suites(qgis, python, chosen) if qgis else [])]
+    return side_by_side(suites, folder, {})
 
 
 def sweep(name: str, script: Path) -> list[str]:

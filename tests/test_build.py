@@ -113,6 +113,32 @@ def test_zip_installed_as_a_plugin_finds_its_own_engine(build: ModuleType, tmp_p
     assert source_seen_from(tmp_path) == tmp_path / "geopeft_qgis" / "engine"
 
 
+def test_every_test_of_the_engine_is_in_one_suite(build: ModuleType) -> None:
+    suites = build.engine_suites(Path(sys.executable), [])
+    given = [ROOT / path for suite in suites for path in suite.arguments]
+    elsewhere = {ROOT / "tests" / name for name in ("plugin", "qt6")}
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        if not elsewhere & set(path.parents):
+            assert sum(path == one or one in path.parents for one in given) == 1, path
+
+
+def test_suites_run_side_by_side_and_those_that_fail_are_named(
+    build: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(build, "tools", lambda python: Path(pytest.__file__).parents[1])
+    for name, value in (("good", True), ("bad", False)):
+        (tmp_path / f"test_{name}_suite.py").write_text(f"def test_it() -> None:\n    assert {value}\n")
+    suites = [
+        build.Suite(name, Path(sys.executable), [tmp_path / f"test_{name}_suite.py"], {}) for name in ("good", "bad")
+    ]
+    seconds: dict[str, float] = {}
+    assert build.side_by_side(suites, tmp_path / "reports", seconds) == ["bad tests"]
+    assert seconds.keys() == {"good tests", "bad tests"}
+    assert build.sum_results(tmp_path / "reports") == (1, 1, 0)
+    told = capfd.readouterr().out
+    assert re.search("^good: .*1 passed", told, re.MULTILINE) and re.search("^bad: .*1 failed", told, re.MULTILINE)
+
+
 def test_results_of_several_runs_are_summed(build: ModuleType, tmp_path: Path) -> None:
     suite = '<testsuites><testsuite tests="{}" failures="{}" errors="{}" skipped="{}"/></testsuites>'
     (tmp_path / "a.xml").write_text(suite.format(10, 1, 2, 3), encoding="utf-8")
