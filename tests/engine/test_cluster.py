@@ -183,7 +183,6 @@ def test_a_scheduler_that_is_not_there_is_told_in_seconds(monkeypatch: pytest.Mo
 
 
 def test_a_scheduler_that_goes_away_ends_the_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(cluster, "ANSWER_S", 0.5)
     one = distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=False, protocol="tcp://",
                                    dashboard_address="127.0.0.1:0")  # fmt: skip
     closed = list[bool]()
@@ -191,6 +190,8 @@ def test_a_scheduler_that_goes_away_ends_the_job(monkeypatch: pytest.MonkeyPatch
     def look() -> None:
         if not closed:
             closed.append(True)
+            # Only now: connecting to it may take longer on a busy machine.
+            monkeypatch.setattr(cluster, "ANSWER_S", 0.5)
             one.close()
 
     with open_cluster(one.scheduler_address, "cpu", Reporter()) as connected, pytest.raises(JobError) as caught:
