@@ -97,7 +97,8 @@ def write(rows: Sequence[Row], stem: Path) -> str:
         f"{seeds} seed{'s' if seeds > 1 else ''}. Labels per class in the training region, mean ± sd over seeds.",
         "## Mean over the sets\n\n" + "\n".join(_mean_table(scores)),
         "## By set\n\n" + "\n".join(_set_table(scores)),
-        "## Cost of the fit, mean over all runs, each with one core or less\n\n" + "\n".join(_cost_table(scores)),
+        "## Cost of the fit, mean over all runs\n\nThe seconds depend on what ran beside, other shards too.\n\n"
+        + "\n".join(_cost_table(scores)),
         "## Claims\n\n" + "\n".join(_claims_table(scores)),
     ]
     text = "\n\n".join(parts) + "\n"
